@@ -1,0 +1,45 @@
+"""State-aware vectorisation for JAX: pure, typed, fast."""
+
+import importlib.metadata
+
+from . import random as random
+from ._errors import (
+    BatchAxisError as BatchAxisError,
+    DonatedStatesError as DonatedStatesError,
+    StateNotFoundError as StateNotFoundError,
+)
+from ._filters import (
+    All as All,
+    Any as Any,
+    Everything as Everything,
+    Not as Not,
+    Nothing as Nothing,
+    OfType as OfType,
+    PathContains as PathContains,
+    to_predicate as to_predicate,
+    WithTag as WithTag,
+)
+from ._make import make_with_states as make_with_states
+from ._mapping import StatefulMapping as StatefulMapping
+from ._plan import Plan as Plan
+from ._state import (
+    BatchState as BatchState,
+    HiddenState as HiddenState,
+    LongTermState as LongTermState,
+    NonBatchState as NonBatchState,
+    ParamState as ParamState,
+    RandomState as RandomState,
+    ShortTermState as ShortTermState,
+    State as State,
+)
+from ._states import States as States
+from ._vmap import vmap2 as vmap2
+
+
+__version__ = importlib.metadata.version("statemap")
+
+# Printed and linked under the name that users import them by.
+for _public in list(globals().values()):
+    if getattr(_public, "__module__", "").startswith("statemap._"):
+        _public.__module__ = "statemap"
+del _public

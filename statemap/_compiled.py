@@ -1,0 +1,146 @@
+"""Compiled calls, and the caches that keep them.
+
+What is compiled is kept by `jax.jit`, which looks up the arrays' shapes and dtypes in C++. Only
+the states that the function touches are given to it, so that a call costs what it touches and
+not what the context holds. Which ones these are is known after the first trace.
+"""
+
+import collections
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+
+from ._signature import Inputs
+from ._trace import Call, Info, Trace, trace_call
+
+
+V = TypeVar("V")
+
+
+class Written(NamedTuple):
+    """The new values that a compiled call returns, in the order of `indices`."""
+
+    values: tuple[Any, ...]
+    indices: tuple[int, ...]
+    info: Info
+
+
+jax.tree_util.register_pytree_node(
+    Written,
+    lambda w: (w.values, (w.indices, w.info)),
+    lambda aux, values: Written(tuple(values), *aux),
+)
+
+
+class _NeedsStates(Exception):
+    """A trace touches states whose values `jax.jit` was not given."""
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+
+
+class _Pending(threading.local):
+    """The call that this thread is making, for when `jax.jit` asks for its trace."""
+
+    call: Call | None = None
+
+
+class Compiled:
+    """What is compiled for one function, one set of options, one set of slots and one structure
+    of arguments, for any shapes. It refers to no array and to no function of the user's.
+    """
+
+    def __init__(self, name: str, inputs: Inputs, donate: bool):
+        self.inputs = inputs
+        self.touched: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # donated and kept
+        self.donate = donate
+        self.lock = threading.Lock()
+        self.pending = pending = _Pending()
+
+        def run(donated: tuple, kept: tuple, arrays: list[Any]) -> tuple[Any, Written]:
+            call = pending.call
+            assert call is not None
+            trace = call.trace or trace_call(call, arrays)
+            given = dict(zip(call.donated + call.kept, donated + kept))
+            if not trace.touched <= given.keys():
+                raise _NeedsStates(trace)
+            out, new = trace.run(call.slots, given, arrays)
+            for i in call.donated:  # memory that was given away must come back
+                new.setdefault(i, given[i])
+            return out, Written(tuple(new.values()), tuple(new), trace.info)
+
+        run.__name__ = run.__qualname__ = name
+        donate_argnums = (0,) if donate else ()
+        self.jitted = jax.jit(run, inline=True, donate_argnums=donate_argnums)
+
+    def __call__(
+        self,
+        function: Callable[..., Any],
+        call: tuple[Any, ...],
+        values: tuple[Any, ...],
+        arrays: list[Any],
+    ) -> Any:
+        """**Arguments:**
+
+        - `function`: `self.jitted`, or its `trace`.
+        - `call`: the first fields of a `Call`, up to its values.
+        - `values`: of all states.
+        - `arrays`: all other inputs.
+        """
+        pending, value_of = self.pending, values.__getitem__
+        previous, trace = pending.call, None
+        try:
+            while True:
+                donated, kept = self.touched
+                pending.call = Call(*call, values, donated, kept, trace)
+                try:
+                    return function(
+                        tuple(map(value_of, donated)), tuple(map(value_of, kept)), arrays
+                    )
+                except _NeedsStates as needs:
+                    trace = needs.trace
+                self._touch(trace)
+        finally:
+            pending.call = previous
+
+    def _touch(self, trace: Trace) -> None:
+        with self.lock:
+            donated, kept = (set(indices) for indices in self.touched)
+            if self.donate:
+                donated |= trace.touched & trace.written
+            kept = (kept | trace.touched) - donated
+            self.touched = tuple(sorted(donated)), tuple(sorted(kept))
+
+
+class Cache(Generic[V]):
+    """A bounded dictionary: what was used longest ago goes first. Safe under threads."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.items: collections.OrderedDict[Hashable, V] = collections.OrderedDict()
+        self.lock = threading.RLock()
+
+    def get(self, key: Hashable) -> V | None:
+        found = self.items.get(key)
+        if found is not None and len(self.items) > self.size // 2:
+            with self.lock:  # the order only matters once something may have to go
+                if key in self.items:
+                    self.items.move_to_end(key)
+        return found
+
+    def add(self, key: Hashable, value: V) -> V:
+        """Keeps a value, or returns the one that another thread was faster to keep."""
+        with self.lock:
+            value = self.items.setdefault(key, value)
+            while len(self.items) > self.size:
+                self.items.popitem(last=False)
+        return value
+
+    def discard(self, key: Hashable) -> None:
+        with self.lock:
+            self.items.pop(key, None)
+
+    def __len__(self) -> int:
+        return len(self.items)

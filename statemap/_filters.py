@@ -1,0 +1,204 @@
+"""Filters: which states of a context something is about.
+
+The vocabulary is brainstate's (`brainstate.util.filter`), which has it from Flax NNX.
+"""
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Any as AnyType
+
+from ._state import dotted, Path, State
+
+
+Predicate = Callable[[Path, State], bool]
+Filter = AnyType  # a filter may be a type, a tag, a bool, `...`, a callable, a sequence, ...
+
+
+@dataclasses.dataclass(frozen=True)
+class OfType:
+    """Matches the states of a kind, its subclasses included.
+
+    ```python
+    import jax.numpy as jnp
+    import statemap as sm
+
+    states = sm.States(w=sm.ParamState(jnp.ones(2)), v=sm.ShortTermState(jnp.zeros(2)))
+    assert [path for path, _ in states.select(sm.OfType(sm.ParamState))] == [("w",)]
+    ```
+    """
+
+    type: type
+
+    def __call__(self, path: Path, state: State) -> bool:
+        return isinstance(state, self.type)
+
+    def __repr__(self) -> str:
+        return f"OfType({self.type!r})"
+
+
+@dataclasses.dataclass(frozen=True)
+class WithTag:
+    """Matches the states with this tag."""
+
+    tag: str
+
+    def __call__(self, path: Path, state: State) -> bool:
+        return state.tag == self.tag
+
+    def __repr__(self) -> str:
+        return f"WithTag({self.tag!r})"
+
+
+@dataclasses.dataclass(frozen=True)
+class PathContains:
+    """Matches the states with this key in their path: a field's name, a dictionary's key or
+    a position in a sequence. `PathContains("layer1")` matches all states below `model.layer1`.
+    """
+
+    key: Hashable
+
+    def __call__(self, path: Path, state: State) -> bool:
+        return self.key in path
+
+    def __repr__(self) -> str:
+        return f"PathContains({self.key!r})"
+
+
+@dataclasses.dataclass(frozen=True)
+class IsState:
+    """Matches the state of a handle. A handle given as a filter becomes one of these."""
+
+    state: State
+
+    def __call__(self, path: Path, state: State) -> bool:
+        handle = self.state.handle
+        if type(state) is not type(self.state):
+            return False
+        return state.name == self.state.name if handle is None else path == handle.path
+
+    def __repr__(self) -> str:
+        handle = self.state.handle
+        return f"IsState({self.state.name if handle is None else dotted(handle.path)!r})"
+
+
+class _Several:
+    predicates: tuple[Predicate, ...]
+
+    def __init__(self, *filters: Filter):
+        self.predicates = tuple(to_predicate(f) for f in filters)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.predicates == other.predicates  # pyright: ignore
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.predicates))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.predicates))})"
+
+
+class Any(_Several):
+    """Matches what at least one of the filters matches."""
+
+    def __call__(self, path: Path, state: State) -> bool:
+        return any(p(path, state) for p in self.predicates)
+
+
+class All(_Several):
+    """Matches what every one of the filters matches."""
+
+    def __call__(self, path: Path, state: State) -> bool:
+        return all(p(path, state) for p in self.predicates)
+
+
+class Not(_Several):
+    """Matches what the filter does not match."""
+
+    def __init__(self, filter: Filter, /):
+        super().__init__(filter)
+
+    def __call__(self, path: Path, state: State) -> bool:
+        return not self.predicates[0](path, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+    """Matches every state."""
+
+    def __call__(self, path: Path, state: State) -> bool:
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    """Matches no state."""
+
+    def __call__(self, path: Path, state: State) -> bool:
+        return False
+
+
+_FILTERS = (OfType, WithTag, PathContains, IsState, Any, All, Not, Everything, Nothing)
+
+
+def to_predicate(filter: Filter) -> Predicate:
+    """The function `(path, state) -> bool` that a filter stands for.
+
+    **Arguments:**
+
+    - `filter`: one of
+
+        - a kind (`sm.ParamState`): [`statemap.OfType`][];
+        - a string: [`statemap.WithTag`][];
+        - `True` or `...`: every state; `False` or `None`: no state;
+        - a State: the handle of a model, or a State with a name;
+        - a list or tuple of filters: any of them;
+        - a callable `(path, state) -> bool`, which all filters of statemap are. `path` is a
+            tuple of keys, such as `("layers", 0, "weight")`.
+
+    **Returns:**
+
+    The predicate. It is hashable and equal to others of the same meaning, unless it is a
+    function of yours, which is equal only to itself.
+
+    **Raises:**
+
+    `TypeError` if `filter` is none of these.
+
+    ```python
+    import statemap as sm
+
+    assert sm.to_predicate("slow") == sm.WithTag("slow")
+    assert sm.to_predicate([sm.ParamState, "slow"]) == sm.Any(sm.ParamState, "slow")
+    ```
+    """
+    if filter is ... or filter is True:
+        return Everything()
+    if filter is None or filter is False:
+        return Nothing()
+    if isinstance(filter, str):
+        return WithTag(filter)
+    if isinstance(filter, type):
+        if filter in _FILTERS:  # `sm.Everything` for `sm.Everything()`
+            raise TypeError(f"`{filter.__name__}` is a filter once called: `{filter.__name__}(...)`.")
+        return OfType(filter)
+    if isinstance(filter, State):
+        if filter.handle is None and filter.name is None:
+            raise TypeError(
+                f"A {type(filter).__name__} that holds a value and has no name can't be told "
+                "from others like it. Use it as a filter by its handle (the field of a model "
+                "from `make_with_states`), by a `name=`, or with `PathContains`."
+            )
+        return IsState(filter)
+    if isinstance(filter, (list, tuple)):
+        return Any(*filter)
+    if callable(filter):
+        return filter
+    raise TypeError(_no_filter(filter))
+
+
+def _no_filter(filter: AnyType) -> str:
+    return (
+        f"{filter!r} is not a filter. A filter is a kind of State, a tag (a string), a bool, "
+        "`...`, `None`, a handle, a list or tuple of filters, or a callable "
+        "`(path, state) -> bool`; an axis goes before it: `{0: filter}`."
+    )

@@ -1,0 +1,95 @@
+"""From a constructor to a model of handles and a context of values."""
+
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+
+from ._state import Handle, is_state, Path, State, Struct, with_fields
+from ._states import assemble, collect, find_states, States
+
+
+P = ParamSpec("P")
+M = TypeVar("M")
+
+
+def make_with_states(make: Callable[P, M]) -> Callable[P, tuple[M, States]]:
+    """Turns what makes a model into what makes a model and its context. (The form is that of
+    `equinox.nn.make_with_state`.)
+
+    ```python
+    import equinox as eqx, jax, jax.numpy as jnp, jax.random as jr
+    import statemap as sm
+    from jaxtyping import Array, Float
+
+    class Leaky(eqx.Module):
+        weight: sm.ParamState[Float[Array, "out in"]]
+        v: sm.ShortTermState[Float[Array, "out"]]
+
+        def __init__(self, n_in, n_out, *, key):
+            self.weight = sm.ParamState(jr.normal(key, (n_out, n_in)))
+            self.v = sm.ShortTermState(jnp.zeros(n_out))
+
+        def __call__(self, states, x):
+            v = 0.9 * states[self.v] + states[self.weight] @ x
+            return v, states.set(self.v, v)
+
+    model, states = sm.make_with_states(Leaky)(3, 4, key=jr.key(0))
+    out, states = model(states, jnp.ones(3))
+    assert out.shape == (4,)
+    ```
+
+    **Arguments:**
+
+    - `make`: a class or a function that returns a pytree with States, such as an
+        `equinox.Module` whose fields are States, to any depth.
+
+    **Returns:**
+
+    A function with the arguments of `make` that returns `(model, states)`: the pytree with a
+    handle in the place of every State, and the context with the values. A State that is used at
+    two places is one slot. Two models that are made the same way may exchange their contexts.
+
+    **Raises:**
+
+    `ValueError` if two States have the same name.
+    """
+
+    @functools.wraps(make, updated=())
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> tuple[M, States]:
+        return bind(make(*args, **kwargs))
+
+    return wrapped
+
+
+def bind(model: M) -> tuple[M, States]:
+    """The model with handles in the place of its States, and their context."""
+    found = [(p, s) for p, s in find_states(model) if is_state(s) and not s.is_handle]
+    fingerprint = _fingerprint(model, found)
+    items = collect(found, fingerprint)
+    paths = _first_paths(found)
+
+    def to_handle(leaf: Any) -> Any:
+        if not is_state(leaf) or leaf.is_handle:
+            return leaf
+        handle = Handle(paths[id(leaf)], fingerprint, Struct(leaf.value))
+        return with_fields(leaf, data=None, handle=handle)
+
+    return jax.tree.map(to_handle, model, is_leaf=is_state), assemble(items)
+
+
+def _first_paths(found: list[tuple[Path, State]]) -> dict[int, Path]:
+    paths: dict[int, Path] = {}
+    for path, state in found:
+        paths.setdefault(id(state), path)
+    return paths
+
+
+def _fingerprint(model: Any, found: list[tuple[Path, State]]) -> str:
+    """What tells models of different make apart, and is the same in every process."""
+    described = [(p, type(s).__qualname__, s.name, s.tag, Struct(s.value)) for p, s in found]
+    return f"{type(model).__qualname__}:{zlib.crc32(repr(described).encode()):08x}"
+
+

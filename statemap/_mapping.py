@@ -1,0 +1,376 @@
+"""`StatefulMapping`: the object that a mapping is, and how a call goes."""
+
+import warnings
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import equinox as eqx
+import jax
+
+from ._axes import Axis, AxisSpec, StateAxisSpec
+from ._compiled import Cache, Compiled, Written
+from ._container import Frame, pack
+from ._filters import Filter
+from ._options import Options
+from ._outcome import Fixed
+from ._plan import Plan
+from ._signature import Function, Inputs, split_leaves, Static
+from ._states import make_states, mark_donated, Slots, States
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# What equal mappings share: by function and options, the compiled calls.
+_shared: Cache[Cache[Compiled]] = Cache(512)
+_CALLS = 128  # for one mapping: contexts of other slots, arguments of other structure
+
+
+class StatefulMapping(Generic[P, R]):
+    """A function mapped over lanes, its states threaded through: what [`statemap.vmap2`][]
+    returns. Use it directly to map with a `mapping_fn` of your own.
+
+    ```python
+    import functools, jax, jax.numpy as jnp
+    import statemap as sm
+
+    def increment(states, delta):
+        count = states["count"] + delta
+        return count, states.set("count", count)
+
+    mapped = sm.StatefulMapping(
+        increment,
+        state_in_axes={0: sm.ShortTermState},
+        state_out_axes={0: sm.ShortTermState},
+        mapping_fn=functools.partial(jax.vmap, spmd_axis_name=None),
+    )
+    states = sm.States(count=sm.ShortTermState(jnp.zeros(3)))
+    out, states = mapped(states, jnp.array([1.0, 2.0, 3.0]))
+    assert out.tolist() == states["count"].tolist() == [1.0, 2.0, 3.0]
+    ```
+
+    A mapping compiles by itself, once for each combination of shapes and dtypes, and runs the
+    function only then. Under another transform (`jax.jit`, `grad`, `scan`, another mapping) it
+    becomes part of what that transform traces. It is a pytree, with the function as its child.
+    """
+
+    _options: Options
+    _fn: Callable[P, R]
+
+    def __init__(
+        self,
+        fn: Callable[P, R],
+        *,
+        in_axes: AxisSpec = 0,
+        out_axes: AxisSpec = 0,
+        state_in_axes: StateAxisSpec = None,
+        state_out_axes: StateAxisSpec = None,
+        unexpected_out_state_mapping: str = "raise",
+        axis_name: Hashable = None,
+        axis_size: int | None = None,
+        mapping_fn: Callable[..., Any] = eqx.filter_vmap,
+        static_argnums: int | Iterable[int] = (),
+        static_argnames: str | Iterable[str] = (),
+        donate: bool = False,
+        name: str | None = None,
+    ):
+        """**Arguments:**
+
+        - `fn`: `fn(states, *args, **kwargs) -> (out, states)`, or a module that is called so.
+        - `mapping_fn`: what maps: called with a function and `in_axes`, `out_axes`, `axis_name`
+            and `axis_size`, as `jax.vmap` is.
+        - `name`: what profiles and printed programs call the mapping.
+
+        The others are those of [`statemap.vmap2`][].
+        """
+        if not callable(fn):
+            raise TypeError(f"A mapping maps a function, and {fn!r} can't be called.")
+        options = Options(
+            in_axes=in_axes,
+            out_axes=out_axes,
+            state_in_axes=state_in_axes,
+            state_out_axes=state_out_axes,
+            unexpected_out_state_mapping=unexpected_out_state_mapping,
+            axis_name=axis_name,
+            axis_size=axis_size,
+            mapping_fn=mapping_fn,
+            static_argnums=static_argnums,
+            static_argnames=static_argnames,
+            donate=donate,
+        )
+        self._set(fn, options, name or getattr(fn, "__name__", type(fn).__name__))
+
+    def _set(self, fn: Callable[P, R], options: Options, name: str) -> None:
+        self._fn = fn
+        self._options = options
+        self._name = name
+        self._function: Function | None = None
+        self._calls: Cache[Compiled] | None = None
+        for attribute in ("__doc__", "__module__"):
+            if isinstance(value := getattr(fn, attribute, None), str):
+                setattr(self, attribute, value)
+        self.__name__ = self.__qualname__ = name
+
+    origin_fun = property(lambda self: self._fn, doc="The function that is mapped.")
+    __wrapped__ = origin_fun
+    in_axes = property(lambda self: self._options.in_axes)
+    out_axes = property(lambda self: self._options.out_axes)
+    axis_name = property(lambda self: self._options.axis_name)
+    axis_size = property(lambda self: self._options.axis_size)
+
+    @property
+    def state_in_axes(self) -> dict[Axis, Filter]:
+        """The axes that states come in on, each with its filter."""
+        return self._options.state_in.as_dict
+
+    @property
+    def state_out_axes(self) -> dict[Axis, Filter]:
+        """The axes that states come out on, each with its filter."""
+        return self._options.state_out.as_dict
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Calls the mapped function.
+
+        **Arguments:**
+
+        - `states`: the context, or another pytree with States in it.
+        - `*args`, `**kwargs`: the arguments, with lanes on the axes that `in_axes` names.
+
+        **Returns:**
+
+        `(out, states)`: the output with lanes on `out_axes`, and the updated container. What was
+        not written in it is the same array as before.
+        """
+        container = _first(args)
+        compiled, call, values, arrays, extra = self._prepare(container, args[1:], kwargs)
+        out, written = compiled(compiled.jitted, call, values, arrays)
+        info = written.info
+        if info.has_static:
+            out = jax.tree.map(_unfix, out, is_leaf=_is_fixed)
+        if info.unexpected:
+            self._warn(info.unexpected)
+        return out, self._update(container, call, values, written, extra)  # pyright: ignore
+
+    def plan(self, *args: P.args, **kwargs: P.kwargs) -> Plan:
+        """What a call with these arguments does with each state, without running it: which are
+        read and written, on which axis they come in and go out, and why.
+
+        **Arguments:**
+
+        Those of a call; arrays may be `jax.ShapeDtypeStruct`s.
+
+        **Returns:**
+
+        A [`statemap.Plan`][], to print or to look rows up in.
+        """
+        traced = self._trace(args, kwargs)
+        lanes = f", {self.axis_size} lanes" if self.axis_size is not None else ""
+        _, written = traced.out_info
+        return Plan(f"{self.__name__}{lanes}", written.info.rows)
+
+    def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:
+        """The lowered program of a call with these arguments, as `jax.jit(f).lower` gives it.
+
+        Its inputs are the values of the touched states, then the arrays of the arguments and of
+        the function; its outputs are the function's and the values of the written states.
+        """
+        return self._trace(args, kwargs).lower()
+
+    def get_arg_cache_key(self, *args: P.args, **kwargs: P.kwargs) -> Hashable:
+        """What a call with these arguments is compiled for: structures, shapes and dtypes, and
+        the values of static arguments. For [`statemap.StatefulMapping.get_jaxpr_by_cache`][].
+        """
+        container = _first(args)
+        leaves, treedef = jax.tree.flatten((container, args[1:], kwargs))
+        return _CacheKey(treedef, tuple(_abstract(x) for x in leaves))
+
+    def get_jaxpr_by_cache(self, key: Hashable) -> Any:
+        """The jaxpr that a call with this key runs.
+
+        **Arguments:**
+
+        - `key`: from `get_arg_cache_key`.
+
+        **Returns:**
+
+        A `ClosedJaxpr`.
+        """
+        if not isinstance(key, _CacheKey):
+            raise TypeError(
+                f"{key!r} is no key of a mapping. "
+                "It is made by `mapping.get_arg_cache_key(states, *args)`."
+            )
+        container, args, kwargs = jax.tree.unflatten(key.treedef, key.leaves)
+        return self._trace((container, *args), kwargs).jaxpr
+
+    def __get__(self, instance: Any, owner: type | None = None) -> "StatefulMapping":
+        if instance is None:
+            return self
+        bound = object.__new__(type(self))
+        bound._set(jax.tree_util.Partial(self._fn, instance), self._options, self._name)
+        return bound
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.__name__}, in_axes={self.in_axes}, "
+            f"out_axes={self.out_axes}, state_in_axes={self.state_in_axes}, "
+            f"state_out_axes={self.state_out_axes})"
+        )
+
+    def _trace(self, args: tuple, kwargs: dict[str, Any]) -> jax.stages.Traced:
+        compiled, call, values, arrays, _ = self._prepare(_first(args), args[1:], kwargs)
+        return compiled(compiled.jitted.trace, call, values, arrays)
+
+    def _prepare(
+        self, container: Any, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Compiled, tuple[Any, ...], tuple[Any, ...], list[Any], tuple[Any, ...]]:
+        """What is compiled for a call, and what to call it with."""
+        function, calls = self._function, self._calls
+        if function is None or calls is None:
+            function, calls = self._resolve()
+        slots, values, frame, extra = pack(container)
+        if self._options.has_static:
+            args, kwargs = self._mark_static(args, kwargs)
+        leaves, treedef = jax.tree.flatten((args, kwargs))
+        arrays, statics = split_leaves(leaves, args, kwargs)
+        key = (slots, frame, treedef, statics)
+        try:
+            compiled = calls.get(key)
+        except TypeError:
+            _refuse_unhashable(frame, statics, treedef)
+            raise
+        if compiled is None:
+            inputs = Inputs(treedef, statics, len(extra))
+            compiled = calls.add(key, Compiled(self._name, inputs, self._options.donate))
+        if extra or function.arrays:
+            arrays = [*arrays, *extra, *function.arrays]
+        return compiled, (self._options, function, compiled.inputs, slots, frame), values, arrays, (
+            extra
+        )
+
+    def _resolve(self) -> tuple[Function, Cache[Compiled]]:
+        """Finds what an equal mapping has compiled already."""
+        key: Any = None
+        self._function = Function(self._fn)
+        try:
+            key = (self._function.key(lambda _: _shared.discard(key)), self._options)
+            calls = _shared.get(key)
+        except TypeError:  # something static in the function is not hashable: nothing to share
+            calls = Cache(_CALLS)
+        self._calls = _shared.add(key, Cache(_CALLS)) if calls is None else calls
+        return self._function, self._calls
+
+    def _mark_static(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        nums, names = self._options.static_argnums, self._options.static_argnames
+        args = tuple(Static(a) if i in nums else a for i, a in enumerate(args))
+        return args, {k: Static(v) if k in names else v for k, v in kwargs.items()}
+
+    def _update(
+        self,
+        container: Any,
+        call: tuple[Any, ...],
+        values: tuple[Any, ...],
+        written: Written,
+        extra: tuple[Any, ...],
+    ) -> Any:
+        if not written.indices:
+            return container
+        slots: Slots = call[3]
+        frame: Frame | None = call[4]
+        new = list(values)
+        for i, value in zip(written.indices, written.values):
+            new[i] = value
+        if frame is not None:
+            return frame.fill(slots, tuple(new), extra)
+        if self._options.donate and not _is_traced(new):
+            mark_donated(container)
+        return make_states(slots, tuple(new))
+
+    def _warn(self, unexpected: tuple[str, ...]) -> None:
+        if self._options.policy == "warn":
+            listed = ", ".join(f"`{path}`" for path in unexpected)
+            warnings.warn(
+                f"{self.__name__} wrote values that depend on the lane to shared states, which "
+                f"`state_out_axes` does not list: {listed}. They have the lanes on axis 0 now.",
+                stacklevel=3,
+            )
+
+
+class _CacheKey:
+    """The abstract signature of a call."""
+
+    __slots__ = ("leaves", "treedef")
+
+    def __init__(self, treedef: Any, leaves: tuple[Any, ...]):
+        self.treedef = treedef
+        self.leaves = leaves
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _CacheKey)
+            and self.treedef == other.treedef
+            and self.leaves == other.leaves
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.treedef, self.leaves))
+
+    def __repr__(self) -> str:
+        tree = jax.tree.unflatten(self.treedef, self.leaves)
+        return eqx.tree_pformat(tree, struct_as_array=True)
+
+
+def _first(args: tuple) -> Any:
+    if not args:
+        raise TypeError(
+            "A mapping takes the states first.\n"
+            "Wrong:  mapped(x=x)\n"
+            "Right:  out, states = mapped(states, x=x)"
+        )
+    return args[0]
+
+
+def _abstract(x: Any) -> Any:
+    if not eqx.is_array(x):
+        return x
+    aval = jax.typeof(x)
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
+
+
+def _refuse_unhashable(frame: Frame | None, statics: tuple[Any, ...] | None, treedef: Any) -> None:
+    for leaf in (*(frame.entries if frame else ()), *(statics or ())):
+        try:
+            hash(leaf)
+        except TypeError:
+            raise TypeError(
+                f"The argument {leaf!r} of type `{type(leaf).__name__}` is no array, so that it "
+                "is static, and it is not hashable, which a static argument must be."
+            ) from None
+
+
+def _is_fixed(x: Any) -> bool:
+    return isinstance(x, Fixed)
+
+
+def _unfix(x: Any) -> Any:
+    return x.value if isinstance(x, Fixed) else x
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def _unflatten(aux: tuple[Options, str], children: tuple) -> StatefulMapping:
+    mapping = object.__new__(StatefulMapping)
+    mapping._set(children[0], *aux)
+    return mapping
+
+
+jax.tree_util.register_pytree_with_keys(
+    StatefulMapping,
+    lambda m: (((jax.tree_util.GetAttrKey("origin_fun"), m._fn),), (m._options, m._name)),
+    _unflatten,
+    lambda m: ((m._fn,), (m._options, m._name)),
+)
+

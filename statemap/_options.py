@@ -1,0 +1,92 @@
+"""The parameters of a mapping, normalised once: hashable, and equal where they mean the same."""
+
+import functools
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import jax
+
+from ._axes import AxisSpec, is_axis_leaf, POLICIES, StateAxes, StateAxisSpec
+
+
+class Options:
+    """See [`statemap.StatefulMapping`][] for what each parameter means."""
+
+    def __init__(
+        self,
+        *,
+        in_axes: AxisSpec,
+        out_axes: AxisSpec,
+        state_in_axes: StateAxisSpec,
+        state_out_axes: StateAxisSpec,
+        unexpected_out_state_mapping: str,
+        axis_name: Hashable,
+        axis_size: int | None,
+        mapping_fn: Callable,
+        static_argnums: int | Iterable[int],
+        static_argnames: str | Iterable[str],
+        donate: bool,
+    ):
+        if unexpected_out_state_mapping not in POLICIES:
+            raise ValueError(
+                f"`unexpected_out_state_mapping` is one of {', '.join(map(repr, POLICIES))}, "
+                f"not {unexpected_out_state_mapping!r}."
+            )
+        if axis_size is not None and (isinstance(axis_size, bool) or axis_size != int(axis_size)):
+            raise ValueError(f"`axis_size` is an integer or None, not {axis_size!r}.")
+        if axis_size is not None and axis_size < 0:
+            raise ValueError(f"`axis_size` is the number of lanes, which {axis_size} is not.")
+        self.in_axes = in_axes
+        self.out_axes = out_axes
+        self.state_in = StateAxes.parse(state_in_axes, "state_in_axes")
+        self.state_out = StateAxes.parse(state_out_axes, "state_out_axes")
+        self.policy = unexpected_out_state_mapping
+        self.axis_name = axis_name
+        self.axis_size = None if axis_size is None else int(axis_size)
+        self.mapping_fn = mapping_fn
+        nums = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+        if any(n < 0 for n in nums):
+            raise ValueError(
+                "`static_argnums` counts the arguments after the states from 0, and holds "
+                f"{min(nums)}."
+            )
+        self.static_argnums = frozenset(nums)
+        names = (static_argnames,) if isinstance(static_argnames, str) else static_argnames
+        self.static_argnames = frozenset(names)
+        self.donate = donate
+        self.key = (
+            _frozen(in_axes),
+            _frozen(out_axes),
+            self.state_in,
+            self.state_out,
+            self.policy,
+            axis_name,
+            self.axis_size,
+            function_key(mapping_fn),
+            self.static_argnums,
+            self.static_argnames,
+            donate,
+        )
+        self._hash = hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Options) and (self is other or self.key == other.key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def has_static(self) -> bool:
+        return bool(self.static_argnums or self.static_argnames)
+
+
+def function_key(fn: Callable) -> Hashable:
+    """What a function, perhaps with arguments bound by `functools.partial`, is equal by."""
+    if isinstance(fn, functools.partial):
+        return (function_key(fn.func), fn.args, tuple(sorted(fn.keywords.items())))
+    return fn
+
+
+def _frozen(axes: AxisSpec) -> Hashable:
+    leaves, treedef = jax.tree.flatten(axes, is_leaf=is_axis_leaf)
+    return tuple(leaves), treedef

@@ -1,0 +1,56 @@
+"""The plan of a mapping: what it does with each state, as a table."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """What a mapping does with one state.
+
+    `axis_in` and `axis_out` are an int, `"shared"`, or `"split"` for a random state that gives
+    each lane a key of its own.
+    """
+
+    path: str
+    kind: str
+    shape: str
+    read: bool
+    written: bool
+    axis_in: int | str
+    axis_out: int | str
+    why: str
+
+
+class Plan:
+    """What a mapping does with each state; printed, a table with a row for each.
+
+    Indexed by a state's dotted path, or iterated over, it gives the rows, which are named tuples.
+    """
+
+    def __init__(self, title: str, rows: tuple[Row, ...]):
+        self.title = title
+        self.rows = rows
+
+    def __getitem__(self, path: str) -> Row:
+        for row in self.rows:
+            if row.path == path:
+                return row
+        raise KeyError(path)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        header = ("path", "kind", "shape", "read", "written", "axis in", "axis out", "why")
+        body = [tuple(_cell(x) for x in row) for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(header, *body)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)) for line in (header, *body)]
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        return "\n".join([self.title, *(line.rstrip() for line in lines)])
+
+
+def _cell(x: object) -> str:
+    return ("yes" if x else "no") if isinstance(x, bool) else str(x)

@@ -1,0 +1,154 @@
+"""Functions and arguments taken apart: the arrays, which `jax.jit` is given, and the rest, which
+keys what is compiled.
+"""
+
+import enum
+import functools
+import types
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+class _Dynamic(enum.Enum):
+    """Stands in a tuple of leaves for one that is traced."""
+
+    ARRAY = enum.auto()
+    NUMBER = enum.auto()
+
+
+_NUMBERS = (int, float, complex)
+
+
+class _IsArray(dict[type, bool]):
+    """By the type of a leaf, whether it is an array: asked for each leaf of each call."""
+
+    def __missing__(self, cls: type) -> bool:
+        known = (jax.Array, jax.core.Tracer, np.ndarray, jax.ShapeDtypeStruct)
+        found = self[cls] = issubclass(cls, known)
+        return found
+
+
+_is_array_type = _IsArray()
+
+
+@jax.tree_util.register_static
+class Static:
+    """An argument that `static_argnums` or `static_argnames` names."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and bool(self.value == other.value)
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
+def split_leaves(
+    leaves: list[Any], args: tuple, kwargs: dict[str, Any]
+) -> tuple[list[Any], tuple[Any, ...] | None]:
+    """The arrays among the leaves of `(args, kwargs)`, and what the other leaves are.
+
+    An argument that is a Python number by itself is traced, as under `jax.jit`, and so are NumPy
+    scalars; every other leaf that is no array is static, as in Equinox: numbers inside a module,
+    bools, strings, functions.
+
+    **Returns:**
+
+    The arrays and numbers, and the leaves with a marker in the place of each; None for the
+    latter if all are arrays.
+    """
+    if all(map(_is_array_type.__getitem__, map(type, leaves))):
+        return leaves, None
+    markers = [_marker(x) for x in leaves]
+    at = 0
+    for arg in (*args, *(kwargs[k] for k in sorted(kwargs))):
+        if type(arg) in _NUMBERS:
+            markers[at] = _Dynamic.NUMBER
+        at += len(jax.tree.leaves(arg))
+    traced = [x for x, m in zip(leaves, markers) if isinstance(m, _Dynamic)]
+    return traced, tuple(markers)
+
+
+def _marker(leaf: Any) -> Any:
+    if _is_array_type[type(leaf)]:
+        return _Dynamic.ARRAY
+    return _Dynamic.NUMBER if isinstance(leaf, np.generic) else leaf
+
+
+def _fill(statics: tuple[Any, ...], arrays: list[Any]) -> list[Any]:
+    own = iter(arrays)
+    return [next(own) if isinstance(s, _Dynamic) else s for s in statics]
+
+
+class Inputs:
+    """How the flat list of arrays that a compiled call takes is made up: the arrays of the
+    arguments, those of the container that are no states, those of the function.
+    """
+
+    def __init__(self, treedef: Any, statics: tuple[Any, ...] | None, n_container: int):
+        self.treedef = treedef
+        self.statics = statics
+        markers = [s for s in statics or () if isinstance(s, _Dynamic)]
+        self.n_arguments = treedef.num_leaves if statics is None else len(markers)
+        self.n_container = n_container
+
+    def arguments(self, arrays: list[Any]) -> tuple[tuple, dict[str, Any]]:
+        """`(args, kwargs)` with their arrays, their static leaves and `Static` nodes."""
+        leaves = arrays[: self.n_arguments]
+        if self.statics is not None:
+            leaves = _fill(self.statics, leaves)
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def is_number(self, leaf: int) -> bool:
+        """Whether a leaf of the arguments was given as a number: one that no axis can map."""
+        return self.statics is not None and self.statics[leaf] is _Dynamic.NUMBER
+
+    def container_arrays(self, arrays: list[Any]) -> list[Any]:
+        return arrays[self.n_arguments : self.n_arguments + self.n_container]
+
+    def function_arrays(self, arrays: list[Any]) -> list[Any]:
+        return arrays[self.n_arguments + self.n_container :]
+
+
+def unwrap(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments as the function takes them, without `Static` nodes."""
+    args = tuple(a.value if isinstance(a, Static) else a for a in args)
+    return args, {k: v.value if isinstance(v, Static) else v for k, v in kwargs.items()}
+
+
+class Function:
+    """A function as a pytree: a module, a `Partial` or a plain function."""
+
+    def __init__(self, fn: Callable):
+        if isinstance(fn, functools.partial):
+            fn = jax.tree_util.Partial(fn.func, *fn.args, **fn.keywords)
+        leaves, self.treedef = jax.tree.flatten(fn)
+        self.statics = tuple(_marker(x) for x in leaves)
+        self.arrays = [x for x, s in zip(leaves, self.statics) if isinstance(s, _Dynamic)]
+
+    def rebuild(self, arrays: list[Any]) -> Callable:
+        return jax.tree.unflatten(self.treedef, _fill(self.statics, arrays))
+
+    def key(self, on_death: Callable[[Any], None]) -> Hashable:
+        """What equal functions share. Functions are referred to weakly, so that a cache keeps
+        no closure alive; `on_death` is called when one of them goes.
+        """
+        return self.treedef, tuple(_weak(s, on_death) for s in self.statics)
+
+
+def _weak(leaf: PyTree, on_death: Callable[[Any], None]) -> Hashable:
+    if isinstance(leaf, types.MethodType):  # made anew at each access
+        return _weak(leaf.__self__, on_death), leaf.__func__
+    if not callable(leaf) or isinstance(leaf, (type, _Dynamic)):
+        return leaf
+    try:
+        return weakref.ref(leaf, on_death)
+    except TypeError:
+        return leaf

@@ -1,0 +1,405 @@
+"""States and their kinds: immutable pytree nodes that hold a value, or stand for one."""
+
+import dataclasses
+from typing import Any, Generic, NamedTuple, TYPE_CHECKING, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import wadler_lindig as wl
+from jaxtyping import PyTree
+
+from ._annotations import checked
+
+
+T = TypeVar("T")
+S = TypeVar("S", bound="State[Any]")
+Path = tuple[Any, ...]
+
+
+class Struct:
+    """The structure, shapes and dtypes of a value: what stays when the numbers go.
+
+    Hashable, so that it can be static; pickled as the pytree that it describes.
+    """
+
+    __slots__ = ("leaves", "treedef")
+
+    def __init__(self, value: PyTree):
+        leaves, self.treedef = jax.tree.flatten(value)
+        self.leaves = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Struct)
+            and self.treedef == other.treedef
+            and self.leaves == other.leaves
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.treedef, self.leaves))
+
+    def __reduce__(self) -> tuple:
+        return Struct, (self.tree,)
+
+    def __repr__(self) -> str:
+        return eqx.tree_pformat(self.tree, struct_as_array=True)
+
+    @property
+    def tree(self) -> PyTree:
+        return jax.tree.unflatten(self.treedef, self.leaves)
+
+
+class Handle(NamedTuple):
+    """Where the value of a declared state is kept: static data of a State without a value."""
+
+    path: Path
+    model: str | None  # the fingerprint of the model that declared it
+    struct: Struct
+
+
+class State(eqx.Module, Generic[T]):
+    """A piece of state: a value, with a kind (its class), a name and a tag.
+
+    A State is immutable and a pytree node: its value is the child, the rest is static. It is
+    used in two ways. As a field of a model it *declares* a slot; [`statemap.make_with_states`][]
+    moves the value into a [`statemap.States`][] context and leaves a *handle* in the model, with
+    which the value is looked up: `states[self.v]`. In a pytree of your own (a dict, a module) it
+    carries its value around.
+
+    ```python
+    import jax.numpy as jnp
+    import statemap as sm
+
+    v = sm.ShortTermState(jnp.zeros(3), tag="membrane")
+    v = v.set(jnp.ones(3))  # a new State
+    assert v.value.sum() == 3
+    ```
+
+    The kinds only differ in what they mean to a filter: `ParamState` for what is trained,
+    `ShortTermState` for what lasts a step or a sequence, `LongTermState` for what lasts longer
+    (a running mean), `HiddenState` for a hidden layer, `BatchState` for what always has a batch
+    axis, `NonBatchState` for what never has one, `RandomState` for random keys. Make your own by
+    subclassing. (The kinds are brainstate's, see `brainstate.State`.)
+    """
+
+    data: Any
+    name: str | None = eqx.field(static=True, default=None)
+    tag: str | None = eqx.field(static=True, default=None)
+    handle: Handle | None = eqx.field(static=True, default=None)
+
+    # Of each array in `data`, how many trailing axes are not the user's to map over.
+    trailing_axes = 0
+
+    def __init__(self, value: T, name: str | None = None, tag: str | None = None):
+        """**Arguments:**
+
+        - `value`: a pytree of arrays. NumPy arrays, and Python and NumPy scalars, become JAX
+            arrays.
+        - `name`: a second way to look the state up in a context, unique there.
+        - `tag`: a label for filters; see [`statemap.WithTag`][].
+
+        **Raises:**
+
+        `TypeError` if the value holds no array, or something that is none.
+        """
+        self.data = as_arrays(value, type(self).__name__)
+        self.name = name
+        self.tag = tag
+        self.handle = None
+
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, hint):
+            if isinstance(hint, TypeVar):
+                return super().__class_getitem__(hint)
+            return checked(cls, hint)
+
+    @property
+    def is_handle(self) -> bool:
+        """Whether this State stands for a value in a context, rather than holding one."""
+        return self.handle is not None
+
+    @property
+    def value(self) -> T:
+        """The value. A handle has none: it is in the context, `states[handle]`."""
+        if self.handle is not None:
+            raise AttributeError(
+                f"This {type(self).__name__} is the handle of the state "
+                f"`{dotted(self.handle.path)}`, without a value of its own.\n"
+                "Wrong:  self.v.value\n"
+                "Right:  states[self.v]"
+            )
+        return self.decode(self.data)
+
+    @property
+    def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """The value's structure, shapes and dtypes, of a handle too."""
+        return Struct(self.value).tree if self.handle is None else self.handle.struct.tree
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the value, where it is a single array."""
+        return self._single("shape")
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the value, where it is a single array."""
+        return self._single("dtype")
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes of the value, where it is a single array."""
+        return self._single("ndim")
+
+    def set(self: S, value: T) -> S:
+        """A State of the same kind, name and tag with another value.
+
+        **Arguments:**
+
+        - `value`: of the same structure, shapes and dtypes as the present one.
+
+        **Raises:**
+
+        `ValueError` if structure, shape or dtype differ.
+        """
+        if self.handle is not None:
+            raise ValueError(
+                f"`{dotted(self.handle.path)}` is a handle, without a value to replace.\n"
+                "Wrong:  self.v.set(value)\n"
+                "Right:  states = states.set(self.v, value)"
+            )
+        data = fit(self.data, self.encode(value), self.name or type(self).__name__)
+        return with_fields(self, data=data)
+
+    def encode(self, value: Any) -> PyTree:
+        """From what a user gives to what is stored."""
+        return value
+
+    def decode(self, data: Any) -> Any:
+        """From what is stored to what a user sees."""
+        return data
+
+    def _single(self, attribute: str) -> Any:
+        leaves = jax.tree.leaves(self.struct)
+        if len(leaves) != 1:
+            raise AttributeError(
+                f"This {type(self).__name__} holds {len(leaves)} arrays; ask "
+                f"`.struct` for the {attribute} of each."
+            )
+        return getattr(leaves[0], attribute)
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        if self.handle is not None:
+            path, struct = self.handle.path, self.handle.struct.tree
+            docs = [wl.TextDoc(f"handle of `{dotted(path)}`"), wl.pdoc(struct, **kwargs)]
+        else:
+            docs = [wl.pdoc(self.data, **kwargs)]
+        named = [(k, v) for k, v in static_fields(self).items() if v is not None]
+        docs += wl.named_objs(named, **kwargs)
+        return wl.bracketed(
+            begin=wl.TextDoc(type(self).__name__ + "("),
+            docs=docs,
+            sep=wl.comma,
+            end=wl.TextDoc(")"),
+            indent=kwargs["indent"],
+        )
+
+    def __repr__(self) -> str:
+        return eqx.tree_pformat(self, struct_as_array=True)
+
+
+class ParamState(State[T]):
+    """A parameter: what an optimiser changes."""
+
+
+class ShortTermState(State[T]):
+    """A value that lasts a step or a sequence, such as a membrane potential."""
+
+
+class LongTermState(State[T]):
+    """A value that lasts beyond a sequence, such as a running mean."""
+
+
+class HiddenState(ShortTermState[T]):
+    """The hidden state of a recurrent layer."""
+
+
+class BatchState(LongTermState[T]):
+    """A value that always has a batch axis."""
+
+
+class NonBatchState(ShortTermState[T]):
+    """A value that never has a lane axis of its own when states are made in lanes."""
+
+
+class RandomState(State[jax.Array]):
+    """A stream of random numbers: it holds a key, which draws advance.
+
+    Draw with [`statemap.random`][]. Used inside a map, each lane draws from a key of its own and
+    the state itself moves on once; the exact law is on the page "Concepts".
+
+    `states[rng]` is a new-style key. It is stored as the key's data, an array of `uint32`, which
+    every tool that saves or moves arrays takes, and which `jax.jit` dispatches fast.
+    """
+
+    impl: str = eqx.field(static=True, default="threefry2x32")
+
+    trailing_axes = 1
+
+    def __init__(self, key: Any, name: str | None = None, tag: str | None = None):
+        """**Arguments:**
+
+        - `key`: a key (`jax.random.key`), a legacy key (`jax.random.PRNGKey`) or an integer seed;
+            or an array of keys, one a lane.
+        - `name`: as for any State.
+        - `tag`: as for any State.
+
+        **Raises:**
+
+        `TypeError` if `key` is none of these.
+        """
+        key = as_key(key)
+        self.data = jax.random.key_data(key)
+        self.name = name
+        self.tag = tag
+        self.handle = None
+        self.impl = str(jax.random.key_impl(key))
+
+    def encode(self, value: Any) -> PyTree:
+        key = as_key(value)
+        if str(jax.random.key_impl(key)) != self.impl:
+            raise ValueError(
+                f"This RandomState holds a key of the implementation `{self.impl}`, and was "
+                f"given one of `{jax.random.key_impl(key)}`."
+            )
+        return jax.random.key_data(key)
+
+    def decode(self, data: Any) -> Any:
+        return jax.random.wrap_key_data(data, impl=self.impl)
+
+
+def as_key(key: Any) -> jax.Array:
+    """A new-style key from a new-style key, a legacy key or an integer seed."""
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return jax.random.key(int(key))
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    if dtype == np.uint32 and key.ndim >= 1:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    if dtype is not None and key.ndim == 0 and jnp.issubdtype(dtype, jnp.integer):
+        return jax.random.key(key)  # a seed that is traced
+    raise TypeError(
+        "A RandomState takes a key (`jax.random.key(0)`), a legacy key "
+        f"(`jax.random.PRNGKey(0)`) or an integer seed, not {_describe(key)}."
+    )
+
+
+def as_arrays(value: Any, owner: str) -> Any:
+    """`value` with every leaf a JAX array of a strong dtype."""
+    leaves, treedef = jax.tree.flatten(value)
+    if not leaves:
+        raise TypeError(
+            f"The value of a {owner} is a pytree of arrays, and {value!r} holds no array."
+        )
+    return jax.tree.unflatten(treedef, [_as_array(x, owner) for x in leaves])
+
+
+def _as_array(leaf: Any, owner: str) -> jax.Array:
+    kind = getattr(getattr(leaf, "dtype", None), "kind", "b")
+    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)) or (
+        isinstance(leaf, np.ndarray) and kind in "OSUMm"
+    ):
+        raise TypeError(
+            f"The value of a {owner} is a pytree of arrays, and holds {_describe(leaf)}. "
+            "Keep what is no array in a static field of the model."
+        )
+    array = jnp.asarray(leaf)
+    # A weakly typed value would change its type on the first write, and compile again.
+    return jax.lax.convert_element_type(array, array.dtype) if _is_weak(array) else array
+
+
+def _is_weak(array: Any) -> bool:
+    return getattr(jax.typeof(array), "weak_type", False)
+
+
+def fit(old: Any, new: Any, label: str) -> Any:
+    """`new` as a replacement of `old`: the same structure, shapes and dtypes, or an error."""
+    old_leaves, old_treedef = jax.tree.flatten(old)
+    new_leaves, new_treedef = jax.tree.flatten(new)
+    if old_treedef != new_treedef:
+        raise ValueError(_misfit(label, "structure", old, new))
+    fitted = []
+    for before, after in zip(old_leaves, new_leaves):
+        if after is before:
+            fitted.append(after)
+            continue
+        if not isinstance(after, jax.Array):
+            after = jnp.asarray(after) if _is_arraylike(after) else _refuse(label, after)
+        if after.shape != before.shape:
+            raise ValueError(_misfit(label, "shape", old, new))
+        if after.dtype != before.dtype or _is_weak(after):
+            # Weak values (Python numbers) take the slot's dtype where promotion would.
+            weak = _is_weak(after) and jnp.promote_types(before.dtype, after.dtype)
+            if weak != before.dtype:
+                raise ValueError(_misfit(label, "dtype", old, new))
+            after = jax.lax.convert_element_type(after, before.dtype)
+        fitted.append(after)
+    return jax.tree.unflatten(old_treedef, fitted)
+
+
+def _is_arraylike(x: Any) -> bool:
+    return isinstance(x, (np.ndarray, np.generic, bool, int, float, complex))
+
+
+def _refuse(label: str, leaf: Any) -> Any:
+    raise ValueError(f"The state `{label}` holds arrays, and was given {_describe(leaf)}.")
+
+
+def _misfit(label: str, what: str, old: Any, new: Any) -> str:
+    def show(x):
+        return eqx.tree_pformat(x, struct_as_array=True)
+
+    advice = {
+        "shape": "A write never broadcasts: use `jnp.broadcast_to` or `jnp.full_like`.",
+        "dtype": "Cast it first: `value.astype(...)`.",
+        "structure": "A state keeps the pytree structure it was made with.",
+    }[what]
+    return (
+        f"The state `{label}` was given a value of another {what}: expected {show(old)}, "
+        f"got {show(new)}. {advice}"
+    )
+
+
+def _describe(x: Any) -> str:
+    if isinstance(x, (jax.Array, np.ndarray)):
+        return f"an array of dtype {x.dtype} and shape {x.shape}"
+    return f"{x!r} of type `{type(x).__name__}`"
+
+
+def dotted(path: Path) -> str:
+    """A path as people write it: `layers.0.weight`."""
+    return ".".join(str(key) for key in path)
+
+
+def static_fields(state: State) -> dict[str, Any]:
+    """The static fields of a State, those of a user's own kind too, without the handle."""
+    return {
+        f.name: getattr(state, f.name)
+        for f in dataclasses.fields(state)
+        if f.name not in ("data", "handle")
+    }
+
+
+def with_fields(state: S, **changed: Any) -> S:
+    """A copy of a State with some fields replaced, past `__init__`."""
+    new = object.__new__(type(state))
+    for f in dataclasses.fields(state):
+        object.__setattr__(new, f.name, changed.get(f.name, getattr(state, f.name)))
+    return new
+
+
+def is_state(x: Any) -> bool:
+    return isinstance(x, State)

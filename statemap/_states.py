@@ -1,0 +1,507 @@
+"""The context: an immutable mapping from the paths of states to their values."""
+
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, overload, TypeVar
+
+import equinox as eqx
+import jax
+import wadler_lindig as wl
+from jaxtyping import PyTree
+
+from ._errors import DonatedStatesError, near, StateNotFoundError
+from ._filters import Filter, Predicate, to_predicate
+from ._state import dotted, fit, is_state, Path, State, static_fields, with_fields
+
+
+T = TypeVar("T")
+
+
+class Slot(NamedTuple):
+    """What a context knows of one state, its value aside."""
+
+    path: Path
+    kind: type[State]
+    static: tuple[tuple[str, Any], ...]  # the State's static fields
+    model: str | None  # the fingerprint of the model that declares it
+    aliases: tuple[Path, ...]  # where else in the model the same State is
+
+    @property
+    def name(self) -> str | None:
+        return dict(self.static)["name"]
+
+
+class Slots:
+    """The slots of a context, in the order of their paths. Interned: equal ones are identical,
+    so that comparing two contexts' structure costs nothing.
+    """
+
+    __slots__ = ("coded", "entries", "index", "specs", "__weakref__")
+
+    def __init__(self, entries: tuple[Slot, ...]):
+        self.entries = entries
+        self.specs = tuple(_spec(slot) for slot in entries)
+        self.coded = tuple(slot.kind.decode is not State.decode for slot in entries)
+        self.index: dict[Any, int] = {}
+        for i, slot in enumerate(entries):
+            for path in (slot.path, *slot.aliases):
+                self.index[path] = i
+                self.index.setdefault(dotted(path), i)
+        for i, slot in enumerate(entries):
+            if slot.name is not None:
+                self.index.setdefault(slot.name, i)
+
+    def __reduce__(self) -> tuple:
+        return intern_slots, (self.entries,)
+
+    def find(self, key: Any) -> int:
+        """The position of a path, dotted path, name or handle."""
+        found = self.index.get(key) if isinstance(key, (str, tuple)) else None
+        if found is None:
+            if isinstance(key, State):
+                return self._find_handle(key)
+            if not isinstance(key, (str, tuple)):
+                raise TypeError(
+                    f"A context is asked for a handle, a path or a name, not {key!r} of type "
+                    f"`{type(key).__name__}`."
+                )
+            shown = dotted(key) if isinstance(key, tuple) else key
+            raise StateNotFoundError(f"No state `{shown}`.{near(shown, self.names())}")
+        return found
+
+    def _find_handle(self, state: State) -> int:
+        handle = state.handle
+        if handle is None:
+            if state.name is not None:
+                return self.find(state.name)
+            raise TypeError(
+                f"This {type(state).__name__} holds a value and has no name, so that a context "
+                "can't tell it from others.\n"
+                "Wrong:  states[counter]\n"
+                'Right:  states["counter"], or states[model.counter] with the model that '
+                "`make_with_states` returned, or a State made with `name=`."
+            )
+        found = self.index.get(handle.path)
+        if found is None:
+            shown = dotted(handle.path)
+            raise StateNotFoundError(
+                f"No state `{shown}`, which is what this handle of {_owner(handle.model)} is "
+                f"for.{near(shown, self.names())}"
+            )
+        slot = self.entries[found]
+        if slot.kind is not type(state) or slot.model != handle.model:
+            raise StateNotFoundError(
+                f"The handle `{dotted(handle.path)}` is a {type(state).__name__} of "
+                f"{_owner(handle.model)}, while the context's state of that path is a "
+                f"{slot.kind.__name__} of {_owner(slot.model)}. Use the model and the context "
+                "that `make_with_states` returned together."
+            )
+        return found
+
+    def decode(self, i: int, data: Any) -> Any:
+        """The value that a user sees, from what is stored."""
+        return self.specs[i].decode(data) if self.coded[i] else data
+
+    def encode(self, i: int, value: Any) -> Any:
+        """What is stored, from a value that a user gives."""
+        return self.specs[i].encode(value) if self.coded[i] else value
+
+    def names(self) -> list[str]:
+        return [dotted(slot.path) for slot in self.entries]
+
+    def matching(self, predicate: Predicate, values: tuple[Any, ...]) -> list[bool]:
+        """Which of the slots a predicate matches, under any of their paths."""
+        return [
+            any(predicate(p, state) for p in (slot.path, *slot.aliases))
+            for slot, state in zip(self.entries, self.states(values))
+        ]
+
+    def states(self, values: tuple[Any, ...]) -> list[State]:
+        return [with_fields(spec, data=v) for spec, v in zip(self.specs, values)]
+
+
+_interned: weakref.WeakValueDictionary[tuple[Slot, ...], Slots] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def intern_slots(entries: tuple[Slot, ...]) -> Slots:
+    """The one `Slots` of these entries."""
+    try:
+        found = _interned.get(entries)
+    except TypeError:
+        raise TypeError(
+            "The static fields of a State must be hashable, since they key what was compiled; "
+            f"got {[dict(slot.static) for slot in entries]}."
+        ) from None
+    if found is None:
+        with _lock:
+            found = _interned.get(entries)
+            if found is None:
+                found = _interned[entries] = Slots(entries)
+    return found
+
+
+def _spec(slot: Slot) -> State:
+    spec = object.__new__(slot.kind)
+    for key, value in (*slot.static, ("data", None), ("handle", None)):
+        object.__setattr__(spec, key, value)
+    return spec
+
+
+def _owner(model: str | None) -> str:
+    return "no model" if model is None else f"the model `{model}`"
+
+
+def _order(path: Path) -> tuple:
+    return tuple((0, k, "") if isinstance(k, int) else (1, 0, str(k)) for k in path)
+
+
+def assemble(items: list[tuple[Slot, Any]]) -> "States":
+    """A context from slots and their values, in canonical order."""
+    items = sorted(items, key=lambda item: _order(item[0].path))
+    owners: dict[str, Path] = {}
+    for before, after in zip(items, items[1:]):
+        if before[0].path == after[0].path:
+            raise ValueError(f"Two states have the path `{dotted(after[0].path)}`.")
+    for slot, _ in items:
+        if slot.name is not None:
+            if slot.name in owners:
+                raise ValueError(
+                    f"Two states have the name {slot.name!r}: `{dotted(owners[slot.name])}` and "
+                    f"`{dotted(slot.path)}`. A name is unique in its context."
+                )
+            owners[slot.name] = slot.path
+    slots = intern_slots(tuple(slot for slot, _ in items))
+    return make_states(slots, tuple(value for _, value in items))
+
+
+def collect(found: Iterable[tuple[Path, State]], model: str | None) -> list[tuple[Slot, Any]]:
+    """The slots and values of States found at paths. A State at two paths is one slot."""
+    places: dict[int, tuple[State, list[Path]]] = {}
+    for path, state in found:
+        places.setdefault(id(state), (state, []))[1].append(path)
+    return [
+        (Slot(ps[0], type(s), tuple(static_fields(s).items()), model, tuple(ps[1:])), s.data)
+        for s, ps in places.values()
+    ]
+
+
+def find_states(tree: PyTree) -> list[tuple[Path, Any]]:
+    """The leaves of a pytree with their paths, a State being a leaf."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_state)
+    return [(to_path(keys), leaf) for keys, leaf in leaves]
+
+
+def to_path(keys: tuple) -> Path:
+    """A path as this library writes it, from one as JAX writes it."""
+    out = []
+    for k in keys:
+        part = getattr(k, "name", getattr(k, "key", getattr(k, "idx", None)))
+        out.append(str(k) if part is None else part)
+    return tuple(out)
+
+
+class States:
+    """A context: an immutable mapping from the paths of states to their values.
+
+    A context is one pytree node, whose leaves are the arrays of the values. Every transform of
+    JAX and Equinox takes it and returns it, and so do `jax.lax.scan` as a carry, optax,
+    `eqx.tree_serialise_leaves` and pickle.
+
+    ```python
+    import jax.numpy as jnp
+    import statemap as sm
+
+    states = sm.States(counter=sm.ShortTermState(jnp.zeros(3)))
+    new = states.set("counter", jnp.ones(3))
+    assert new["counter"].sum() == 3
+    assert states["counter"].sum() == 0  # the old context is as it was
+    ```
+
+    With a model, [`statemap.make_with_states`][] makes the context, and `states[model.v]` looks
+    a value up by its handle. A path is a tuple of keys, `("layers", 0, "v")`; it may be written
+    as a string, `"layers.0.v"`. A state with a name is found by its name, too.
+
+    States are ordered by their paths.
+    """
+
+    __slots__ = ("_slots", "_values", "__weakref__")
+    _slots: Slots
+    _values: tuple[Any, ...]
+
+    def __init__(self, tree: PyTree = None, /, **named: PyTree):
+        """**Arguments:**
+
+        - `tree`: a pytree whose leaves are States, such as a dictionary of States.
+        - `named`: States, or pytrees of States, by name.
+
+        **Raises:**
+
+        `TypeError` if a leaf is no State, `ValueError` if two have the same path or name.
+        """
+        if is_state(tree):
+            if tree.name is None:
+                raise TypeError("A State given alone needs a `name=`, which becomes its path.")
+            tree = {tree.name: tree}
+        found = find_states(tree) + find_states(named)
+        for path, leaf in found:
+            if not is_state(leaf) or leaf.is_handle:
+                what = (
+                    "a handle, whose value is in the context of its model"
+                    if is_state(leaf)
+                    else f"of type `{type(leaf).__name__}`"
+                )
+                raise TypeError(
+                    f"`{dotted(path)}` is {what}; a context is made of States with values.\n"
+                    "Wrong:  sm.States(v=jnp.zeros(3))\n"
+                    "Right:  sm.States(v=sm.ShortTermState(jnp.zeros(3)))"
+                )
+        made = assemble(collect(found, None))
+        object.__setattr__(self, "_slots", made._slots)
+        object.__setattr__(self, "_values", made._values)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            "A context is immutable.\n"
+            f"Wrong:  states.{name} = value\n"
+            f'Right:  states = states.set("{name}", value)'
+        )
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError(
+            "A context is immutable.\n"
+            "Wrong:  states[key] = value\n"
+            "Right:  states = states.set(key, value)"
+        )
+
+    @overload
+    def __getitem__(self, key: State[T]) -> T: ...
+
+    @overload
+    def __getitem__(self, key: str | Path) -> Any: ...
+
+    def __getitem__(self, key: Any) -> Any:
+        """The value of a state, by handle, path or name."""
+        i = self._slots.find(key)
+        return self._slots.decode(i, self._values[i])
+
+    @overload
+    def set(self, key: State[T], value: T) -> "States": ...
+
+    @overload
+    def set(self, key: str | Path, value: Any) -> "States": ...
+
+    def set(self, key: Any, value: Any) -> "States":
+        """A context with one value replaced.
+
+        **Arguments:**
+
+        - `key`: a handle, a path or a name.
+        - `value`: the new value, of the structure, shape and dtype that the state has. A Python
+            number takes the state's dtype, as in `jnp.add`.
+
+        **Returns:**
+
+        The new context; this one stays as it is.
+
+        **Raises:**
+
+        `KeyError` for a key that the context lacks, `ValueError` for a value that does not fit.
+        """
+        return self.update({key: value})
+
+    def update(self, values: Mapping[Any, Any]) -> "States":
+        """A context with several values replaced.
+
+        **Arguments:**
+
+        - `values`: new values by handle, path or name, as for `set`.
+
+        **Returns:**
+
+        The new context. If one of the values does not fit, none is replaced.
+        """
+        slots, new = self._slots, list(self._values)
+        for key, value in values.items():
+            i = slots.find(key)
+            path = dotted(slots.entries[i].path)
+            new[i] = fit(self._values[i], slots.encode(i, value), path)
+        return make_states(slots, tuple(new))
+
+    def select(self, filter: Filter) -> "States":
+        """The part of the context that a filter matches.
+
+        **Arguments:**
+
+        - `filter`: any [filter](filters.md).
+
+        **Returns:**
+
+        A context with the states that match, which may be none.
+        """
+        return self._take(self._slots.matching(to_predicate(filter), self._values))
+
+    def partition(self, *filters: Filter) -> tuple["States", ...]:
+        """The context in parts, one for each filter. `merge` puts them together again.
+
+        ```python
+        import jax, jax.numpy as jnp
+        import statemap as sm
+
+        states = sm.States(w=sm.ParamState(jnp.ones(2)), v=sm.ShortTermState(jnp.ones(2)))
+
+        def loss(states):
+            return jnp.sum(states["w"] ** 2 * states["v"])
+
+        params, rest = states.partition(sm.ParamState, ...)
+        grads = jax.grad(lambda params: loss(rest.merge(params)))(params)
+        assert grads["w"].tolist() == [2.0, 2.0] and "v" not in grads
+        ```
+
+        **Arguments:**
+
+        - `filters`: a state goes to the first filter that matches it; `...` takes the rest.
+
+        **Returns:**
+
+        A tuple of contexts, as many as filters.
+
+        **Raises:**
+
+        `ValueError` if a state matches none of the filters.
+        """
+        left = [True] * len(self)
+        parts = []
+        for filter in filters:
+            match = self._slots.matching(to_predicate(filter), self._values)
+            parts.append(self._take([m and free for m, free in zip(match, left)]))
+            left = [free and not m for m, free in zip(match, left)]
+        if any(left):
+            lost = [f"`{n}`" for n, free in zip(self._slots.names(), left) if free]
+            raise ValueError(
+                f"No filter matches {', '.join(lost)}, which would be lost. Let the last filter "
+                "be `...` to take the rest, or use `select` to leave states out."
+            )
+        return tuple(parts)
+
+    def merge(self, other: "States") -> "States":
+        """This context with the states of another: its values replace those that both have, and
+        its other states are added.
+
+        **Arguments:**
+
+        - `other`: a context, such as a part from `partition`.
+
+        **Returns:**
+
+        The new context.
+
+        **Raises:**
+
+        `ValueError` if a state that both have differs in kind or model, or a value does not fit.
+        """
+        items = dict(zip((s.path for s in self._slots.entries), self._pairs()))
+        for slot, value in other._pairs():
+            mine = items.get(slot.path)
+            if mine is not None:
+                path = dotted(slot.path)
+                if mine[0] != slot:
+                    raise ValueError(
+                        f"Both contexts have a state `{path}`, but not the same one: a "
+                        f"{mine[0].kind.__name__} of {_owner(mine[0].model)} and a "
+                        f"{slot.kind.__name__} of {_owner(slot.model)}."
+                    )
+                value = fit(mine[1], value, path)
+            items[slot.path] = (slot, value)
+        return assemble(list(items.values()))
+
+    def items(self) -> Iterator[tuple[Path, State]]:
+        """The pairs `(path, State)`, each State with its value."""
+        paths = (slot.path for slot in self._slots.entries)
+        return iter(list(zip(paths, self._slots.states(self._values))))
+
+    def __iter__(self) -> Iterator[tuple[Path, State]]:
+        return self.items()
+
+    def __contains__(self, key: Any) -> bool:
+        try:
+            self._slots.find(key)
+        except (KeyError, TypeError):
+            return False
+        return True
+
+    def __len__(self) -> int:
+        return len(self._slots.entries)
+
+    def __eq__(self, other: object) -> Any:
+        """Whether the states and their values are the same: a bool, or a traced one."""
+        if not isinstance(other, States):
+            return NotImplemented
+        return self._slots is other._slots and eqx.tree_equal(self._values, other._values)
+
+    __hash__ = None  # pyright: ignore
+
+    def __reduce__(self) -> tuple:
+        return make_states, (self._slots, self._values)
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        named = zip(self._slots.names(), self._slots.states(self._values))
+        return wl.bracketed(
+            begin=wl.TextDoc("States("),
+            docs=wl.named_objs(list(named), **kwargs),
+            sep=wl.comma,
+            end=wl.TextDoc(")"),
+            indent=kwargs["indent"],
+        )
+
+    def __repr__(self) -> str:
+        return eqx.tree_pformat(self, struct_as_array=True)
+
+    def _take(self, wanted: list[bool]) -> "States":
+        slots = intern_slots(tuple(s for s, w in zip(self._slots.entries, wanted) if w))
+        return make_states(slots, tuple(v for v, w in zip(self._values, wanted) if w))
+
+    def _pairs(self) -> list[tuple[Slot, Any]]:
+        return list(zip(self._slots.entries, self._values))
+
+
+class _Donated(tuple):
+    """Stands where the values of a context were whose memory a mapping took."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise DonatedStatesError(
+            "This context was given to a mapping with `donate=True`, which has reused its "
+            "memory.\n"
+            "Wrong:  out, new = step(states, x); states[key]\n"
+            "Right:  out, states = step(states, x); states[key]\n"
+            "To keep the old context as well, leave `donate` off."
+        )
+
+    __getitem__ = __iter__ = __len__ = _refuse
+
+
+def mark_donated(states: States) -> None:
+    """Make every later use of a context an error that says why."""
+    object.__setattr__(states, "_values", _Donated())
+
+
+def make_states(slots: Slots, values: tuple[Any, ...]) -> States:
+    """A context from its two parts, past all checks."""
+    self = object.__new__(States)
+    object.__setattr__(self, "_slots", slots)
+    object.__setattr__(self, "_values", values)
+    return self
+
+
+def _flatten_with_keys(states: States) -> tuple:
+    keys = (jax.tree_util.DictKey(n) for n in states._slots.names())
+    return tuple(zip(keys, states._values)), states._slots
+
+
+jax.tree_util.register_pytree_with_keys(
+    States,
+    _flatten_with_keys,
+    lambda slots, values: make_states(slots, tuple(values)),
+    lambda states: (tuple(states._values), states._slots),
+)

@@ -1,0 +1,210 @@
+"""One trace of a mapped function: what it reads and writes, and the program it comes to.
+
+The function runs once, under the mapping, on the abstract values of all states. What it reads is
+what the resulting jaxpr uses; what it writes is what it returns another array for.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.interpreters import partial_eval
+
+from ._container import Frame, read_context
+from ._layout import lay_out, Layout
+from ._options import Options
+from ._outcome import Outcome
+from ._plan import Row
+from ._signature import Function, Inputs, unwrap
+from ._state import dotted, State, with_fields
+from ._states import make_states, Slots
+
+
+class Call(NamedTuple):
+    """What is known of one call besides the arrays that `jax.jit` is given."""
+
+    options: Options
+    function: Function
+    inputs: Inputs
+    slots: Slots
+    frame: Frame | None
+    values: tuple[Any, ...]  # of all states, of which a trace sees the shapes and dtypes
+    donated: tuple[int, ...]  # the states whose values `jax.jit` is given, and may reuse
+    kept: tuple[int, ...]  # the states whose values `jax.jit` is given besides
+    trace: "Trace | None" = None  # of these very inputs, where there is one already
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Info:
+    """What a trace found out that is needed after a call has run."""
+
+    rows: tuple[Row, ...]
+    unexpected: tuple[str, ...]  # the states that the policy placed
+    has_static: bool  # whether the output holds leaves that are no arrays
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trace:
+    """The program of one signature."""
+
+    jaxpr: Any
+    consts: list[Any]
+    used: list[bool]  # of all inputs, which the jaxpr takes
+    out_treedef: Any  # of the output and the new values
+    layout: Layout
+    split: frozenset[int]  # the random states that are used, and give each lane its own key
+    touched: frozenset[int]
+    written: frozenset[int]
+    info: Info
+
+    def run(
+        self, slots: Slots, given: dict[int, Any], arrays: list[Any]
+    ) -> tuple[Any, dict[int, Any]]:
+        """The output, and the new values by the position of their state.
+
+        **Arguments:**
+
+        - `given`: the values of the touched states, by position.
+        - `arrays`: all other inputs.
+        """
+        leaves: list[Any] = []
+        moved_on: dict[int, Any] = {}
+        for i, count in enumerate(self.layout.counts):
+            if i in self.split:
+                moved_on[i], keys = split_lanes(given[i], self.layout.lanes, slots.specs[i])
+                leaves.append(keys)
+            elif i in self.touched:
+                leaves += jax.tree.leaves(given[i])
+            else:
+                leaves += [None] * count
+        inputs = [x for x, used in zip(leaves + arrays, self.used) if used]
+        flat = jax.core.eval_jaxpr(self.jaxpr, self.consts, *inputs)
+        out, new = jax.tree.unflatten(self.out_treedef, flat)
+        return out, moved_on | new
+
+
+def split_lanes(data: jax.Array, n: int, spec: State) -> tuple[jax.Array, jax.Array]:
+    """The law of random streams, `new, *lanes = split(key, n + 1)`, on the data of keys.
+
+    **Returns:**
+
+    The new value of the state, and the keys of the lanes along axis 0. With partitionable
+    Threefry, JAX's default, a lane's key does not depend on `n`.
+    """
+
+    def split(key: jax.Array) -> jax.Array:
+        return jax.random.key_data(jax.random.split(spec.decode(key), n + 1))
+
+    for _ in range(data.ndim - 1):  # an array of keys is shared by the lanes, key by key
+        split = jax.vmap(split, out_axes=1)
+    keys = split(data)
+    return keys[0], keys[1:]
+
+
+def trace_call(call: Call, arrays: list[Any]) -> Trace:
+    """Runs the function once, abstractly.
+
+    **Arguments:**
+
+    - `arrays`: the arrays of the arguments, of the container and of the function.
+
+    **Raises:**
+
+    Whatever can be wrong with axes, sizes, and what the function returns.
+    """
+    options, slots, inputs = call.options, call.slots, call.inputs
+    layout = lay_out(options, call.function, inputs, slots, call.values, arrays)
+    outcome = Outcome(options, slots, layout)
+    n_state_arrays = sum(layout.counts)
+
+    def program(state_arrays: list[Any], arrays: list[Any]) -> Any:
+        leaves, treedef = jax.tree.flatten(inputs.arguments(arrays))
+        every = state_arrays + leaves
+        extra = tuple(inputs.container_arrays(arrays))
+
+        def lane(marker: jax.Array, mapped: list[Any]) -> Any:
+            own = iter(mapped)
+            mine = [x if axis is None else next(own) for x, axis in zip(every, layout.axes)]
+            before = layout.values(mine[:n_state_arrays])
+            args, kwargs = unwrap(*jax.tree.unflatten(treedef, mine[n_state_arrays:]))
+            fn = call.function.rebuild(inputs.function_arrays(arrays))
+            if call.frame is None:
+                out, returned = _pair(fn(make_states(slots, before), *args, **kwargs), fn)
+                after = read_context(slots, returned)
+            else:
+                container = call.frame.fill(slots, before, extra)
+                out, returned = _pair(fn(container, *args, **kwargs), fn)
+                after = call.frame.read(returned, extra)
+            return outcome.sort(marker, out, before, after)
+
+        mapping = options.mapping_fn(
+            lane,
+            in_axes=(0, [axis for axis in layout.axes if axis is not None]),
+            out_axes=(0, None),
+            axis_name=options.axis_name,
+            axis_size=layout.lanes,
+        )
+        mapped = [x for x, axis in zip(every, layout.axes) if axis is not None]
+        return outcome.assemble(*mapping(jnp.arange(layout.lanes), mapped))
+
+    closed, shape = jax.make_jaxpr(program, return_shape=True)(layout.abstract, arrays)
+    jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    read, at = set(), 0
+    for i, count in enumerate(layout.counts):
+        if any(used[at : at + count]):
+            read.add(i)
+        at += count
+    split = layout.split & (read | outcome.drawn)
+    written = {i for i, p in enumerate(outcome.placements) if p.action != "keep"}
+    return Trace(
+        jaxpr=jaxpr,
+        consts=closed.consts,
+        used=list(used),
+        out_treedef=jax.tree.structure(shape),
+        layout=layout,
+        split=split,
+        touched=frozenset(read | split),
+        written=frozenset(written | split),
+        info=_inform(call, layout, outcome, read, split),
+    )
+
+
+def _pair(result: Any, fn: Any) -> tuple[Any, Any]:
+    if not isinstance(result, tuple) or len(result) != 2:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        what = f"a tuple of {len(result)}" if isinstance(result, tuple) else (
+            f"`{type(result).__name__}`"
+        )
+        raise TypeError(
+            f"A mapped function returns `(out, states)`, and `{name}` returned {what}.\n"
+            "Wrong:  return out\n"
+            "Right:  return out, states"
+        )
+    return result
+
+
+def _inform(
+    call: Call, layout: Layout, outcome: Outcome, read: set[int], split: frozenset[int]
+) -> Info:
+    rows, unexpected = [], []
+    for i, (slot, placement) in enumerate(zip(call.slots.entries, outcome.placements)):
+        match = layout.matches_in[i]
+        axis_in: int | str = "shared" if match is None or match.axis is None else match.axis
+        kept = placement.action == "keep"
+        axis_out = axis_in if kept else "shared" if placement.axis is None else placement.axis
+        why = placement.why
+        if i in split:
+            axis_in = "split"
+            if kept:
+                axis_out, why = "shared", "a key for each lane; the state itself moves on once"
+        state = with_fields(call.slots.specs[i], data=call.values[i])
+        shape = eqx.tree_pformat(state.data, struct_as_array=True)
+        written = not kept or i in split
+        path = dotted(slot.path)
+        row = Row(path, slot.kind.__name__, shape, i in read, written, axis_in, axis_out, why)
+        rows.append(row)
+        if placement.unexpected:
+            unexpected.append(path)
+    return Info(tuple(rows), tuple(unexpected), outcome.has_static)
