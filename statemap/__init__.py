@@ -39,7 +39,6 @@ from ._vmap import vmap2 as vmap2
 __version__ = importlib.metadata.version("statemap")
 
 # Printed and linked under the name that users import them by.
-for _public in list(globals().values()):
-    if getattr(_public, "__module__", "").startswith("statemap._"):
-        _public.__module__ = "statemap"
-del _public
+for _name, _value in list(globals().items()):
+    if not _name.startswith("_") and getattr(_value, "__module__", "").startswith("statemap._"):
+        _value.__module__ = __name__

@@ -1,13 +1,17 @@
 """`ParamState[Float[Array, "out in"]]` as an annotation that a type checker can test.
 
-jaxtyping's import hook checks the fields of a module with `isinstance`, which for an ordinary
-generic alias says nothing about the value. What `State.__class_getitem__` returns at run time
-is therefore a class of its own, whose `isinstance` looks at the kind and then at the value.
+jaxtyping and beartype check with `isinstance`, which for an ordinary generic alias says nothing
+about the value. What `State.__class_getitem__` returns at run time is therefore a class of its
+own, whose `isinstance` looks at the kind and then at the value.
 """
 
-from typing import Any, TypeVar
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, no_type_check, TypeVar
 
+import equinox as eqx
 import jax
+from jaxtyping import jaxtyped, PyTree
 
 
 class _CheckedMeta(type):
@@ -18,10 +22,12 @@ class _CheckedMeta(type):
         kinds = tuple(b.kind if isinstance(b, _CheckedMeta) else b for b in bases)
         if kinds != bases:  # `class Mine(ParamState[Array])` subclasses `ParamState`
             namespace.pop("__orig_bases__", None)
-            metaclass = max((type(k) for k in kinds), key=lambda m: len(m.__mro__))
+            metaclass = max((type(k) for k in kinds), key=lambda m: len(type.mro(m)))
             return metaclass(name, kinds, namespace)
         return super().__new__(mcs, name, bases, namespace)
 
+    # Unchecked itself: a scope of its own would forget the sizes of axes that it learns.
+    @no_type_check
     def __instancecheck__(cls, instance: Any) -> bool:
         if not isinstance(instance, cls.kind):
             return False
@@ -32,16 +38,66 @@ class _CheckedMeta(type):
     def __subclasscheck__(cls, subclass: type) -> bool:
         return subclass is cls or issubclass(subclass, cls.kind)
 
-    def __repr__(cls) -> str:
-        return cls.__name__
-
 
 def checked(kind: type, hint: Any) -> type:
     """The class whose instances are the `kind`s with a value that `hint` describes."""
-    name = f"{kind.__name__}[{getattr(hint, '__name__', None) or hint!r}]"
+    name = f"{kind.__name__}[{_show(hint)}]"
     return _CheckedMeta(name, (), {"kind": kind, "hint": hint, "__module__": kind.__module__})
 
 
+def _show(hint: Any) -> str:
+    shape, array = getattr(hint, "dim_str", None), getattr(hint, "array_type", None)
+    if shape is None or array is None:
+        return (getattr(hint, "__name__", None) or repr(hint)).rpartition(".")[2]
+    return f'{hint.__name__.partition("[")[0]}[{_show(array)}, "{shape}"]'
+
+
+def check_fields(model: PyTree) -> None:
+    """Checks the States in a model against the annotations of their fields.
+
+    The import hook of jaxtyping checks the arguments of functions, which the fields of a module
+    with an `__init__` of its own are not. Names of axes are one within a module.
+
+    **Raises:**
+
+    `TypeError` that names the class, the field, what was expected and what came.
+    """
+    for module in _modules(model):
+        _check_module(module)
+
+
+@jaxtyped(typechecker=None)  # what `isinstance` learns of the axes' sizes lasts for this call
+def _check_module(module: eqx.Module) -> None:
+    fields = [
+        (f, getattr(module, f.name, None))
+        for f in dataclasses.fields(module)
+        if isinstance(f.type, _CheckedMeta)
+    ]
+    for field, value in fields:
+        if not isinstance(value, field.type):  # pyright: ignore
+            cls = type(module).__name__
+            others = ", ".join(
+                f"{f.name}={eqx.tree_pformat(v, struct_as_array=True)}"
+                for f, v in fields
+                if f is not field
+            )
+            raise TypeError(
+                f"`{cls}.{field.name}` is annotated `{_show(field.type)}` and holds "
+                f"{eqx.tree_pformat(value, struct_as_array=True)}."
+                + (f" (Besides it: {others}.)" if others else "")
+            )
+
+
+def _modules(tree: PyTree) -> Iterator[eqx.Module]:
+    """Every module in a pytree, at any depth."""
+    if isinstance(tree, eqx.Module):
+        yield tree
+    for leaf in jax.tree.leaves(tree, is_leaf=lambda x: x is not tree):
+        if leaf is not tree and not isinstance(leaf, jax.Array):
+            yield from _modules(leaf)
+
+
+@no_type_check
 def _matches(value: Any, hint: Any) -> bool:
     if hint is Any or isinstance(hint, TypeVar) or isinstance(hint, str):
         return True

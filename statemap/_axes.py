@@ -133,6 +133,7 @@ def place(
             f"  - keep a value for each lane: `state_out_axes={{0: ...}}` with a filter for it "
             "(and `state_in_axes`, if it has one already);\n"
             "  - write one value for all: reduce it first, `jax.lax.pmean(value, axis_name)`;\n"
+            "  - if the value only matters within a call, set it back before returning;\n"
             "  - let such writes go to axis 0: `unexpected_out_state_mapping='ignore'`, or "
             "'warn'."
         )

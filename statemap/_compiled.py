@@ -94,7 +94,7 @@ class Compiled:
         try:
             while True:
                 donated, kept = self.touched
-                pending.call = Call(*call, values, donated, kept, trace)
+                pending.call = Call(*call, values, donated, kept, trace)  # pyright: ignore
                 try:
                     return function(
                         tuple(map(value_of, donated)), tuple(map(value_of, kept)), arrays

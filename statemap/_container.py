@@ -14,7 +14,7 @@ from ._states import intern_slots, make_states, Slot, Slots, States, to_path
 class _Value(NamedTuple):
     """Stands in a frame for a State: its position, and what it was apart from its value."""
 
-    index: int
+    position: int
     kind: type[State]
     static: tuple
 
@@ -29,7 +29,7 @@ class _Context(NamedTuple):
 class _Array(NamedTuple):
     """Stands in a frame for an array that is no state."""
 
-    index: int
+    position: int
 
 
 class Frame(NamedTuple):
@@ -44,12 +44,12 @@ class Frame(NamedTuple):
         leaves = []
         for entry in self.entries:
             if isinstance(entry, _Value):
-                leaves.append(with_fields(slots.specs[entry.index], data=values[entry.index]))
+                leaves.append(with_fields(slots.specs[entry.position], data=values[entry.position]))
             elif isinstance(entry, _Context):
                 stop = entry.start + len(entry.slots.entries)
                 leaves.append(make_states(entry.slots, tuple(values[entry.start : stop])))
             else:
-                leaves.append(arrays[entry.index] if isinstance(entry, _Array) else entry)
+                leaves.append(arrays[entry.position] if isinstance(entry, _Array) else entry)
         return jax.tree.unflatten(self.treedef, leaves)
 
     def read(self, container: PyTree, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -80,7 +80,7 @@ class Frame(NamedTuple):
             elif isinstance(entry, _Context):
                 values.extend(read_context(entry.slots, leaf))
             elif isinstance(entry, _Array):
-                if leaf is not arrays[entry.index]:
+                if leaf is not arrays[entry.position]:
                     raise ValueError(
                         f"The function changed `{where}`, an array of its container that is no "
                         "State, so that the new value would be lost. Make it a State."
@@ -133,8 +133,11 @@ def pack(container: PyTree) -> tuple[Slots, tuple[Any, ...], Frame | None, tuple
             "A function without states takes an empty context: `mapped(sm.States(), x)`."
         )
     paths = tuple(to_path(keys) for keys, _ in with_path)
-    return intern_slots(tuple(slots)), tuple(values), Frame(treedef, tuple(entries), paths), tuple(
-        arrays
+    return (
+        intern_slots(tuple(slots)),
+        tuple(values),
+        Frame(treedef, tuple(entries), paths),
+        tuple(arrays),
     )
 
 

@@ -5,7 +5,7 @@ The vocabulary is brainstate's (`brainstate.util.filter`), which has it from Fla
 
 import dataclasses
 from collections.abc import Callable, Hashable
-from typing import Any as AnyType
+from typing import Any as AnyType, cast
 
 from ._state import dotted, Path, State
 
@@ -179,7 +179,9 @@ def to_predicate(filter: Filter) -> Predicate:
         return WithTag(filter)
     if isinstance(filter, type):
         if filter in _FILTERS:  # `sm.Everything` for `sm.Everything()`
-            raise TypeError(f"`{filter.__name__}` is a filter once called: `{filter.__name__}(...)`.")
+            raise TypeError(
+                f"`{filter.__name__}` is a filter once called: `{filter.__name__}(...)`."
+            )
         return OfType(filter)
     if isinstance(filter, State):
         if filter.handle is None and filter.name is None:
@@ -192,7 +194,7 @@ def to_predicate(filter: Filter) -> Predicate:
     if isinstance(filter, (list, tuple)):
         return Any(*filter)
     if callable(filter):
-        return filter
+        return cast(Predicate, filter)
     raise TypeError(_no_filter(filter))
 
 

@@ -105,5 +105,3 @@ def lay_out(
         counts=[len(leaves) for leaves, _ in flat],
         abstract=abstract,
     )
-
-

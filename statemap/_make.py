@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
+from ._annotations import check_fields
 from ._state import Handle, is_state, Path, State, Struct, with_fields
 from ._states import assemble, collect, find_states, States
 
@@ -54,7 +55,8 @@ def make_with_states(make: Callable[P, M]) -> Callable[P, tuple[M, States]]:
 
     **Raises:**
 
-    `ValueError` if two States have the same name.
+    `ValueError` if two States have the same name; `TypeError` if a State does not match the
+    annotation of its field, such as `ParamState[Float[Array, "out in"]]`.
     """
 
     @functools.wraps(make, updated=())
@@ -66,6 +68,7 @@ def make_with_states(make: Callable[P, M]) -> Callable[P, tuple[M, States]]:
 
 def bind(model: M) -> tuple[M, States]:
     """The model with handles in the place of its States, and their context."""
+    check_fields(model)
     found = [(p, s) for p, s in find_states(model) if is_state(s) and not s.is_handle]
     fingerprint = _fingerprint(model, found)
     items = collect(found, fingerprint)
@@ -91,5 +94,3 @@ def _fingerprint(model: Any, found: list[tuple[Path, State]]) -> str:
     """What tells models of different make apart, and is the same in every process."""
     described = [(p, type(s).__qualname__, s.name, s.tag, Struct(s.value)) for p, s in found]
     return f"{type(model).__qualname__}:{zlib.crc32(repr(described).encode()):08x}"
-
-

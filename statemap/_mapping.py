@@ -6,6 +6,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
+import jax.core
 
 from ._axes import Axis, AxisSpec, StateAxisSpec
 from ._compiled import Cache, Compiled, Written
@@ -15,7 +16,7 @@ from ._options import Options
 from ._outcome import Fixed
 from ._plan import Plan
 from ._signature import Function, Inputs, split_leaves, Static
-from ._states import make_states, mark_donated, Slots, States
+from ._states import make_states, mark_donated, Slots
 
 
 P = ParamSpec("P")
@@ -164,9 +165,10 @@ class StatefulMapping(Generic[P, R]):
         A [`statemap.Plan`][], to print or to look rows up in.
         """
         traced = self._trace(args, kwargs)
-        lanes = f", {self.axis_size} lanes" if self.axis_size is not None else ""
         _, written = traced.out_info
-        return Plan(f"{self.__name__}{lanes}", written.info.rows)
+        info = written.info
+        named = "" if self.axis_name is None else f", axis_name={self.axis_name!r}"
+        return Plan(f"{self.__name__} ({info.lanes} lanes{named})", info.rows)
 
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:
         """The lowered program of a call with these arguments, as `jax.jit(f).lower` gives it.
@@ -244,14 +246,18 @@ class StatefulMapping(Generic[P, R]):
             compiled = calls.add(key, Compiled(self._name, inputs, self._options.donate))
         if extra or function.arrays:
             arrays = [*arrays, *extra, *function.arrays]
-        return compiled, (self._options, function, compiled.inputs, slots, frame), values, arrays, (
-            extra
+        return (
+            compiled,
+            (self._options, function, compiled.inputs, slots, frame),
+            values,
+            arrays,
+            (extra),
         )
 
     def _resolve(self) -> tuple[Function, Cache[Compiled]]:
         """Finds what an equal mapping has compiled already."""
         key: Any = None
-        self._function = Function(self._fn)
+        self._function = Function(self._fn, self._name)
         try:
             key = (self._function.key(lambda _: _shared.discard(key)), self._options)
             calls = _shared.get(key)
@@ -361,9 +367,10 @@ def _is_traced(tree: Any) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
-def _unflatten(aux: tuple[Options, str], children: tuple) -> StatefulMapping:
+def _unflatten(aux: tuple[Options, str], children: Iterable[Any]) -> StatefulMapping:
     mapping = object.__new__(StatefulMapping)
-    mapping._set(children[0], *aux)
+    (fn,) = children
+    mapping._set(fn, *aux)
     return mapping
 
 
@@ -373,4 +380,3 @@ jax.tree_util.register_pytree_with_keys(
     _unflatten,
     lambda m: ((m._fn,), (m._options, m._name)),
 )
-

@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
 
 import jax
+import numpy as np
 
 from ._axes import AxisSpec, is_axis_leaf, POLICIES, StateAxes, StateAxisSpec
 
@@ -32,8 +32,8 @@ class Options:
                 f"`unexpected_out_state_mapping` is one of {', '.join(map(repr, POLICIES))}, "
                 f"not {unexpected_out_state_mapping!r}."
             )
-        if axis_size is not None and (isinstance(axis_size, bool) or axis_size != int(axis_size)):
-            raise ValueError(f"`axis_size` is an integer or None, not {axis_size!r}.")
+        if isinstance(axis_size, bool) or not isinstance(axis_size, (int, np.integer, type(None))):
+            raise TypeError(f"`axis_size` is an integer or None, not {axis_size!r}.")
         if axis_size is not None and axis_size < 0:
             raise ValueError(f"`axis_size` is the number of lanes, which {axis_size} is not.")
         self.in_axes = in_axes

@@ -127,8 +127,9 @@ class Outcome:
         for i, slot in enumerate(self.slots.entries):
             pairs = zip(jax.tree.leaves(before[i]), jax.tree.leaves(after[i]))
             changed = any(a is not b for a, b in pairs)
-            # A context rebuilt by `jax.tree.map`, say, has not been checked by `set`.
-            new.append(fit(before[i], after[i], dotted(slot.path)))
+            # A context rebuilt by `jax.tree.map`, say, has not been checked by `set`. Shapes may
+            # have changed: a mapping inside the function gives lane axes to states, too.
+            new.append(fit(before[i], after[i], dotted(slot.path), shapes=False))
             written.append(changed)
         return new, written
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 from jaxtyping import PyTree
 
@@ -126,7 +127,8 @@ def unwrap(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
 class Function:
     """A function as a pytree: a module, a `Partial` or a plain function."""
 
-    def __init__(self, fn: Callable):
+    def __init__(self, fn: Callable, name: str):
+        self.name = name
         if isinstance(fn, functools.partial):
             fn = jax.tree_util.Partial(fn.func, *fn.args, **fn.keywords)
         leaves, self.treedef = jax.tree.flatten(fn)

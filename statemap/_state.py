@@ -284,13 +284,13 @@ def as_key(key: Any) -> jax.Array:
     """A new-style key from a new-style key, a legacy key or an integer seed."""
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         return jax.random.key(int(key))
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        return key
-    if dtype == np.uint32 and key.ndim >= 1:
-        return jax.random.wrap_key_data(jnp.asarray(key))
-    if dtype is not None and key.ndim == 0 and jnp.issubdtype(dtype, jnp.integer):
-        return jax.random.key(key)  # a seed that is traced
+    if isinstance(key, (jax.Array, np.ndarray)):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return jnp.asarray(key)
+        if key.dtype == np.uint32 and key.ndim >= 1:
+            return jax.random.wrap_key_data(jnp.asarray(key))
+        if jnp.issubdtype(key.dtype, jnp.integer) and key.ndim == 0:
+            return jax.random.key(key)  # a seed, perhaps traced
     raise TypeError(
         "A RandomState takes a key (`jax.random.key(0)`), a legacy key "
         f"(`jax.random.PRNGKey(0)`) or an integer seed, not {_describe(key)}."
@@ -325,8 +325,11 @@ def _is_weak(array: Any) -> bool:
     return getattr(jax.typeof(array), "weak_type", False)
 
 
-def fit(old: Any, new: Any, label: str) -> Any:
-    """`new` as a replacement of `old`: the same structure, shapes and dtypes, or an error."""
+def fit(old: Any, new: Any, label: str, *, shapes: bool = True) -> Any:
+    """`new` as a replacement of `old`: the same structure, shapes and dtypes, or an error.
+
+    Without `shapes`, the shapes may differ.
+    """
     old_leaves, old_treedef = jax.tree.flatten(old)
     new_leaves, new_treedef = jax.tree.flatten(new)
     if old_treedef != new_treedef:
@@ -338,16 +341,22 @@ def fit(old: Any, new: Any, label: str) -> Any:
             continue
         if not isinstance(after, jax.Array):
             after = jnp.asarray(after) if _is_arraylike(after) else _refuse(label, after)
-        if after.shape != before.shape:
+        if shapes and after.shape != before.shape:
             raise ValueError(_misfit(label, "shape", old, new))
         if after.dtype != before.dtype or _is_weak(after):
             # Weak values (Python numbers) take the slot's dtype where promotion would.
-            weak = _is_weak(after) and jnp.promote_types(before.dtype, after.dtype)
-            if weak != before.dtype:
+            same = after.dtype == before.dtype
+            if not (same or _is_weak(after) and _rank(after) <= _rank(before)):
                 raise ValueError(_misfit(label, "dtype", old, new))
             after = jax.lax.convert_element_type(after, before.dtype)
         fitted.append(after)
     return jax.tree.unflatten(old_treedef, fitted)
+
+
+def _rank(array: Any) -> int:
+    """The place of a dtype in bool, integer, float, complex: promotion goes upwards."""
+    kinds = (jnp.integer, jnp.floating, jnp.complexfloating)
+    return sum(i for i, kind in enumerate(kinds, 1) if jnp.issubdtype(array.dtype, kind))
 
 
 def _is_arraylike(x: Any) -> bool:

@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from ._container import Frame, read_context
+from ._errors import BatchAxisError
 from ._layout import lay_out, Layout
 from ._options import Options
 from ._outcome import Outcome
 from ._plan import Row
 from ._signature import Function, Inputs, unwrap
-from ._state import dotted, State, with_fields
+from ._state import dotted, State
 from ._states import make_states, Slots
 
 
@@ -40,6 +42,7 @@ class Call(NamedTuple):
 class Info:
     """What a trace found out that is needed after a call has run."""
 
+    lanes: int
     rows: tuple[Row, ...]
     unexpected: tuple[str, ...]  # the states that the policy placed
     has_static: bool  # whether the output holds leaves that are no arrays
@@ -149,7 +152,11 @@ def trace_call(call: Call, arrays: list[Any]) -> Trace:
         mapped = [x for x, axis in zip(every, layout.axes) if axis is not None]
         return outcome.assemble(*mapping(jnp.arange(layout.lanes), mapped))
 
-    closed, shape = jax.make_jaxpr(program, return_shape=True)(layout.abstract, arrays)
+    try:
+        closed, shape = jax.make_jaxpr(program, return_shape=True)(layout.abstract, arrays)
+    except (BatchAxisError, NameError) as error:
+        _explain(error, call, layout)
+        raise
     jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     read, at = set(), 0
     for i, count in enumerate(layout.counts):
@@ -171,11 +178,28 @@ def trace_call(call: Call, arrays: list[Any]) -> Trace:
     )
 
 
+def _explain(error: Exception, call: Call, layout: Layout) -> None:
+    """Says which of several nested mappings an error is about."""
+    if getattr(error, "__notes__", None):
+        return
+    name, axis_name = call.function.name, call.options.axis_name
+    if isinstance(error, BatchAxisError):
+        error.add_note(f"(In the mapping of `{name}` over {layout.lanes} lanes.)")
+    elif "unbound axis name" in str(error):
+        given = "no `axis_name`" if axis_name is None else f"`axis_name={axis_name!r}`"
+        error.add_note(
+            f"The mapping of `{name}` was given {given}. A collective needs the name of its axis: "
+            'vmap2(..., axis_name="batch").'
+        )
+
+
 def _pair(result: Any, fn: Any) -> tuple[Any, Any]:
     if not isinstance(result, tuple) or len(result) != 2:
         name = getattr(fn, "__name__", type(fn).__name__)
-        what = f"a tuple of {len(result)}" if isinstance(result, tuple) else (
-            f"`{type(result).__name__}`"
+        what = (
+            f"a tuple of {len(result)}"
+            if isinstance(result, tuple)
+            else (f"`{type(result).__name__}`")
         )
         raise TypeError(
             f"A mapped function returns `(out, states)`, and `{name}` returned {what}.\n"
@@ -183,6 +207,12 @@ def _pair(result: Any, fn: Any) -> tuple[Any, Any]:
             "Right:  return out, states"
         )
     return result
+
+
+def _shapes(value: Any) -> str:
+    """The arrays of a value in a line."""
+    leaves = [eqx.tree_pformat(x, struct_as_array=True) for x in jax.tree.leaves(value)]
+    return ", ".join(leaves[:3]) + (f", ... ({len(leaves)} arrays)" if len(leaves) > 3 else "")
 
 
 def _inform(
@@ -199,12 +229,11 @@ def _inform(
             axis_in = "split"
             if kept:
                 axis_out, why = "shared", "a key for each lane; the state itself moves on once"
-        state = with_fields(call.slots.specs[i], data=call.values[i])
-        shape = eqx.tree_pformat(state.data, struct_as_array=True)
+        shape = _shapes(call.values[i])
         written = not kept or i in split
         path = dotted(slot.path)
         row = Row(path, slot.kind.__name__, shape, i in read, written, axis_in, axis_out, why)
         rows.append(row)
         if placement.unexpected:
             unexpected.append(path)
-    return Info(tuple(rows), tuple(unexpected), outcome.has_static)
+    return Info(layout.lanes, tuple(rows), tuple(unexpected), outcome.has_static)

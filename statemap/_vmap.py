@@ -127,9 +127,9 @@ def vmap2(
         options = dict(locals())
         del options["fn"]
         return functools.partial(vmap2, **options)
-    mapping_fn = eqx.filter_vmap
+    mapping_fn: Callable[..., Any] = eqx.filter_vmap
     if spmd_axis_name is not None:
-        mapping_fn = functools.partial(eqx.filter_vmap, spmd_axis_name=spmd_axis_name)
+        mapping_fn = functools.partial(mapping_fn, spmd_axis_name=spmd_axis_name)
     return StatefulMapping(
         fn,
         in_axes=in_axes,

@@ -1,0 +1,38 @@
+import os
+
+
+# Eight devices on the CPU; set before jax starts.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import pytest
+from hypothesis import settings
+
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Each example compiles a program, so examples are few and slow ones are no failure.
+settings.register_profile("default", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=400, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+class Counter:
+    """Counts how often a function runs."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, fn):
+        def counted(*args, **kwargs):
+            self.count += 1
+            return fn(*args, **kwargs)
+
+        return counted
+
+
+@pytest.fixture
+def runs():
+    return Counter()

@@ -1,0 +1,139 @@
+"""Laws, on random programs: a mapping is a Python loop over lanes, whatever is around it."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+import statemap as sm
+
+from .programs import assert_states_close, Program, programs
+
+
+def run(program: Program, call=lambda f, *a: f(*a)):
+    """Checks a call of a program's mapping against the loop; whether it was refused."""
+    states, args = program.inputs()
+    snapshot = copy.deepcopy(states)
+    expected = program.loop(states, args)
+    mapping = program.mapping()
+    if isinstance(expected, str):
+        with pytest.raises(sm.BatchAxisError, match=r"The state `s\d`"):
+            call(mapping, states, *args)
+        assert states == snapshot
+        return
+    for _ in range(2):  # cold and warm
+        out, new = call(mapping, states, *args)
+        np.testing.assert_allclose(out["acc"], expected[0]["acc"], rtol=2e-5, atol=2e-5)
+        assert_states_close(new, expected[1])
+    assert states == snapshot  # the old context is still valid, and as it was
+
+
+@given(programs())
+def test_a_mapping_is_a_loop_over_lanes(program):
+    run(program)
+
+
+@given(programs())
+def test_under_jit(program):
+    run(program, lambda mapping, *args: jax.jit(mapping)(*args))
+
+
+@given(programs())
+def test_under_scan(program):
+    def call(mapping, states, *args):
+        def body(carry, _):
+            out, new = mapping(states, *args)
+            return carry, (out, new)
+
+        _, stacked = jax.lax.scan(body, 0, None, length=2)
+        return jax.tree.map(lambda x: x[1], stacked)
+
+    run(program, call)
+
+
+@given(programs())
+def test_what_is_not_touched_is_the_same_to_the_bit(program):
+    states, args = program.inputs()
+    extra = sm.States(idle=sm.ShortTermState(jnp.arange(3.0)), spare=sm.RandomState(9))
+    states = states.merge(extra)
+    _, written = program.differs()
+    try:
+        _, new = program.mapping()(states, *args)
+    except sm.BatchAxisError:
+        return
+    for (path, before), (_, after) in zip(states, new):
+        moved = [s for s in program.slots if s.name == path[0] and s.axis_in is not None]
+        if path[0] not in written and not moved:
+            assert after.data is before.data
+
+
+@given(programs(policy=st.just("ignore")))
+def test_under_grad(program):
+    states, args = program.inputs()
+    if isinstance(program.loop(states, args), str):
+        return
+    params, rest = states.partition(sm.ParamState, ...)
+    mapping = program.mapping()
+
+    def loss(fn):
+        def total(params):
+            out, new = fn(rest.merge(params), *args)
+            new = new.select(sm.Not(sm.RandomState))
+            return out["acc"].sum() + sum(jnp.sum(x) for x in jax.tree.leaves(new))
+
+        return total
+
+    actual = jax.grad(loss(mapping))(params)
+    expected = jax.grad(loss(lambda states, *args: program.loop(states, list(args))))(params)
+    assert_states_close(actual, expected)
+
+
+@given(programs(policy=st.just("ignore")), st.integers(1, 3))
+def test_two_levels(program, members):
+    """A map over members around the program's map, against a loop over members."""
+    states, args = program.inputs()
+    expected_one = program.loop(states, args)
+    if isinstance(expected_one, str):
+        return
+    population = jax.vmap(lambda i: jax.tree.map(lambda x: x + i.astype(x.dtype), states))(
+        jnp.arange(members)
+    )
+    inner = program.mapping()
+    outer = sm.vmap2(
+        lambda states, *args: inner(states, *args),
+        in_axes=None,
+        state_in_axes={0: ...},
+        state_out_axes={0: ...},
+        axis_size=members,
+    )
+    out, new = outer(population, *args)
+    for i in range(members):
+        alone = jax.tree.map(lambda x: x[i], population)
+        expected = program.loop(alone, args)
+        np.testing.assert_allclose(out["acc"][i], expected[0]["acc"], rtol=2e-5, atol=2e-5)
+        lane = jax.tree.map(lambda x: x[i], new)
+        assert_states_close(lane, expected[1])
+
+
+@given(programs(policy=st.just("ignore")))
+def test_the_plan_says_what_happens(program):
+    states, args = program.inputs()
+    mapping = program.mapping()
+    differs, written = program.differs()
+    try:
+        plan = mapping.plan(states, *args)
+    except sm.BatchAxisError:
+        return
+    _, new = mapping(states, *args)
+    for slot in program.slots:
+        row = plan[slot.name]
+        if slot.name not in written and slot.axis_in is None:
+            assert (row.written, row.axis_out) == (False, "shared")
+        axis = slot.axis_out if slot.listed_out else slot.axis_in
+        if slot.name in written and axis is not None:
+            assert row.written and row.axis_out == axis
+        changed = new[slot.name] is not states[slot.name]
+        assert row.written == changed
