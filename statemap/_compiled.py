@@ -17,6 +17,8 @@ from ._trace import Call, Info, Trace, trace_call
 
 
 V = TypeVar("V")
+# Inside an outer trace, a mapping is its equations. In jax 0.12 `inline=True` comes to mean less.
+INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True  # pyright: ignore
 
 
 class Written(NamedTuple):
@@ -73,7 +75,7 @@ class Compiled:
 
         run.__name__ = run.__qualname__ = name
         donate_argnums = (0,) if donate else ()
-        self.jitted = jax.jit(run, inline=True, donate_argnums=donate_argnums)
+        self.jitted = jax.jit(run, inline=INLINE, donate_argnums=donate_argnums)
 
     def __call__(
         self,

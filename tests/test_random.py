@@ -220,7 +220,7 @@ def test_every_draw_is_that_of_jax_random(name):
 
 
 def test_what_jax_random_offers_is_offered():
-    makes_or_takes_keys = {"PRNGKey", "clone", "fold_in", "key", "key_data", "key_dtype",
+    makes_or_takes_keys = {"Key", "PRNGKey", "clone", "fold_in", "key", "key_data", "key_dtype",
                            "key_impl", "random_gamma_p", "wrap_key_data"}  # fmt: skip
     offered = {n for n in dir(jr) if not n.startswith("_") and callable(getattr(jr, n))}
     assert offered - makes_or_takes_keys <= set(draws())
