@@ -13,8 +13,9 @@ from jaxtyping import PyTree
 
 from ._errors import BatchAxisError
 from ._filters import Filter, Predicate, to_predicate
-from ._state import dotted, RandomState
-from ._states import Slots
+from ._slots import Slots
+from ._state import RandomState
+from ._values import dotted
 
 
 Axis = int | None

@@ -7,8 +7,10 @@ import jax
 from jaxtyping import PyTree
 
 from ._axes import is_array
-from ._state import dotted, is_state, Path, State, static_fields, with_fields
-from ._states import intern_slots, make_states, Slot, Slots, States, to_path
+from ._slots import intern_slots, Slot, Slots, to_path
+from ._state import is_state, State, static_fields, with_fields
+from ._states import make_states, States
+from ._values import dotted, Path
 
 
 class _Value(NamedTuple):

@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Any as AnyType, cast
 
-from ._state import dotted, Path, State
+from ._state import State
+from ._values import dotted, Path
 
 
 Predicate = Callable[[Path, State], bool]

@@ -17,8 +17,9 @@ from ._axes import (
 )
 from ._options import Options
 from ._signature import Function, Inputs
-from ._state import dotted, RandomState
-from ._states import Slots
+from ._slots import Slots
+from ._state import RandomState
+from ._values import dotted
 
 
 @dataclasses.dataclass(frozen=True)

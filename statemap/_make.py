@@ -8,8 +8,10 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 
 from ._annotations import check_fields
-from ._state import Handle, is_state, Path, State, Struct, with_fields
-from ._states import assemble, collect, find_states, States
+from ._slots import collect, find_states
+from ._state import Handle, is_state, State, with_fields
+from ._states import assemble, States
+from ._values import Path, Struct
 
 
 P = ParamSpec("P")

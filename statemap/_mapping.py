@@ -15,8 +15,9 @@ from ._filters import Filter
 from ._options import Options
 from ._outcome import Fixed
 from ._plan import Plan
-from ._signature import Function, Inputs, split_leaves, Static
-from ._states import make_states, mark_donated, Slots
+from ._signature import abstract, CacheKey, Function, Inputs, split_leaves, Static
+from ._slots import Slots
+from ._states import make_states, mark_donated
 
 
 P = ParamSpec("P")
@@ -184,7 +185,7 @@ class StatefulMapping(Generic[P, R]):
         """
         container = _first(args)
         leaves, treedef = jax.tree.flatten((container, args[1:], kwargs))
-        return _CacheKey(treedef, tuple(_abstract(x) for x in leaves))
+        return CacheKey(treedef, tuple(abstract(x) for x in leaves))
 
     def get_jaxpr_by_cache(self, key: Hashable) -> Any:
         """The jaxpr that a call with this key runs.
@@ -197,7 +198,7 @@ class StatefulMapping(Generic[P, R]):
 
         A `ClosedJaxpr`.
         """
-        if not isinstance(key, _CacheKey):
+        if not isinstance(key, CacheKey):
             raise TypeError(
                 f"{key!r} is no key of a mapping. "
                 "It is made by `mapping.get_arg_cache_key(states, *args)`."
@@ -302,30 +303,6 @@ class StatefulMapping(Generic[P, R]):
             )
 
 
-class _CacheKey:
-    """The abstract signature of a call."""
-
-    __slots__ = ("leaves", "treedef")
-
-    def __init__(self, treedef: Any, leaves: tuple[Any, ...]):
-        self.treedef = treedef
-        self.leaves = leaves
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _CacheKey)
-            and self.treedef == other.treedef
-            and self.leaves == other.leaves
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.treedef, self.leaves))
-
-    def __repr__(self) -> str:
-        tree = jax.tree.unflatten(self.treedef, self.leaves)
-        return eqx.tree_pformat(tree, struct_as_array=True)
-
-
 def _first(args: tuple) -> Any:
     if not args:
         raise TypeError(
@@ -334,14 +311,6 @@ def _first(args: tuple) -> Any:
             "Right:  out, states = mapped(states, x=x)"
         )
     return args[0]
-
-
-def _abstract(x: Any) -> Any:
-    if not eqx.is_array(x):
-        return x
-    aval = jax.typeof(x)
-    weak = getattr(aval, "weak_type", False)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
 
 
 def _refuse_unhashable(frame: Frame | None, statics: tuple[Any, ...] | None, treedef: Any) -> None:

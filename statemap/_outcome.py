@@ -12,8 +12,8 @@ from ._axes import Axis, broadcast_axes, normalise, place, Placement
 from ._errors import BatchAxisError
 from ._layout import Layout
 from ._options import Options
-from ._state import dotted, fit
-from ._states import Slots
+from ._slots import Slots
+from ._values import dotted, fit
 
 
 @jax.tree_util.register_static

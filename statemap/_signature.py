@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.core
 import numpy as np
@@ -154,3 +155,35 @@ def _weak(leaf: PyTree, on_death: Callable[[Any], None]) -> Hashable:
         return weakref.ref(leaf, on_death)
     except TypeError:
         return leaf
+
+
+class CacheKey:
+    """The abstract signature of a call."""
+
+    __slots__ = ("leaves", "treedef")
+
+    def __init__(self, treedef: Any, leaves: tuple[Any, ...]):
+        self.treedef = treedef
+        self.leaves = leaves
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, CacheKey)
+            and self.treedef == other.treedef
+            and self.leaves == other.leaves
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.treedef, self.leaves))
+
+    def __repr__(self) -> str:
+        tree = jax.tree.unflatten(self.treedef, self.leaves)
+        return eqx.tree_pformat(tree, struct_as_array=True)
+
+
+def abstract(x: Any) -> Any:
+    if not eqx.is_array(x):
+        return x
+    aval = jax.typeof(x)
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)

@@ -11,44 +11,11 @@ import wadler_lindig as wl
 from jaxtyping import PyTree
 
 from ._annotations import checked
+from ._values import as_arrays, describe, dotted, fit, Path, Struct
 
 
 T = TypeVar("T")
 S = TypeVar("S", bound="State[Any]")
-Path = tuple[Any, ...]
-
-
-class Struct:
-    """The structure, shapes and dtypes of a value: what stays when the numbers go.
-
-    Hashable, so that it can be static; pickled as the pytree that it describes.
-    """
-
-    __slots__ = ("leaves", "treedef")
-
-    def __init__(self, value: PyTree):
-        leaves, self.treedef = jax.tree.flatten(value)
-        self.leaves = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Struct)
-            and self.treedef == other.treedef
-            and self.leaves == other.leaves
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.treedef, self.leaves))
-
-    def __reduce__(self) -> tuple:
-        return Struct, (self.tree,)
-
-    def __repr__(self) -> str:
-        return eqx.tree_pformat(self.tree, struct_as_array=True)
-
-    @property
-    def tree(self) -> PyTree:
-        return jax.tree.unflatten(self.treedef, self.leaves)
 
 
 class Handle(NamedTuple):
@@ -293,104 +260,8 @@ def as_key(key: Any) -> jax.Array:
             return jax.random.key(key)  # a seed, perhaps traced
     raise TypeError(
         "A RandomState takes a key (`jax.random.key(0)`), a legacy key "
-        f"(`jax.random.PRNGKey(0)`) or an integer seed, not {_describe(key)}."
+        f"(`jax.random.PRNGKey(0)`) or an integer seed, not {describe(key)}."
     )
-
-
-def as_arrays(value: Any, owner: str) -> Any:
-    """`value` with every leaf a JAX array of a strong dtype."""
-    leaves, treedef = jax.tree.flatten(value)
-    if not leaves:
-        raise TypeError(
-            f"The value of a {owner} is a pytree of arrays, and {value!r} holds no array."
-        )
-    return jax.tree.unflatten(treedef, [_as_array(x, owner) for x in leaves])
-
-
-def _as_array(leaf: Any, owner: str) -> jax.Array:
-    kind = getattr(getattr(leaf, "dtype", None), "kind", "b")
-    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)) or (
-        isinstance(leaf, np.ndarray) and kind in "OSUMm"
-    ):
-        raise TypeError(
-            f"The value of a {owner} is a pytree of arrays, and holds {_describe(leaf)}. "
-            "Keep what is no array in a static field of the model."
-        )
-    array = jnp.asarray(leaf)
-    # A weakly typed value would change its type on the first write, and compile again.
-    return jax.lax.convert_element_type(array, array.dtype) if _is_weak(array) else array
-
-
-def _is_weak(array: Any) -> bool:
-    return getattr(jax.typeof(array), "weak_type", False)
-
-
-def fit(old: Any, new: Any, label: str, *, shapes: bool = True) -> Any:
-    """`new` as a replacement of `old`: the same structure, shapes and dtypes, or an error.
-
-    Without `shapes`, the shapes may differ.
-    """
-    old_leaves, old_treedef = jax.tree.flatten(old)
-    new_leaves, new_treedef = jax.tree.flatten(new)
-    if old_treedef != new_treedef:
-        raise ValueError(_misfit(label, "structure", old, new))
-    fitted = []
-    for before, after in zip(old_leaves, new_leaves):
-        if after is before:
-            fitted.append(after)
-            continue
-        if not isinstance(after, jax.Array):
-            after = jnp.asarray(after) if _is_arraylike(after) else _refuse(label, after)
-        if shapes and after.shape != before.shape:
-            raise ValueError(_misfit(label, "shape", old, new))
-        if after.dtype != before.dtype or _is_weak(after):
-            # Weak values (Python numbers) take the slot's dtype where promotion would.
-            same = after.dtype == before.dtype
-            if not (same or _is_weak(after) and _rank(after) <= _rank(before)):
-                raise ValueError(_misfit(label, "dtype", old, new))
-            after = jax.lax.convert_element_type(after, before.dtype)
-        fitted.append(after)
-    return jax.tree.unflatten(old_treedef, fitted)
-
-
-def _rank(array: Any) -> int:
-    """The place of a dtype in bool, integer, float, complex: promotion goes upwards."""
-    kinds = (jnp.integer, jnp.floating, jnp.complexfloating)
-    return sum(i for i, kind in enumerate(kinds, 1) if jnp.issubdtype(array.dtype, kind))
-
-
-def _is_arraylike(x: Any) -> bool:
-    return isinstance(x, (np.ndarray, np.generic, bool, int, float, complex))
-
-
-def _refuse(label: str, leaf: Any) -> Any:
-    raise ValueError(f"The state `{label}` holds arrays, and was given {_describe(leaf)}.")
-
-
-def _misfit(label: str, what: str, old: Any, new: Any) -> str:
-    def show(x):
-        return eqx.tree_pformat(x, struct_as_array=True)
-
-    advice = {
-        "shape": "A write never broadcasts: use `jnp.broadcast_to` or `jnp.full_like`.",
-        "dtype": "Cast it first: `value.astype(...)`.",
-        "structure": "A state keeps the pytree structure it was made with.",
-    }[what]
-    return (
-        f"The state `{label}` was given a value of another {what}: expected {show(old)}, "
-        f"got {show(new)}. {advice}"
-    )
-
-
-def _describe(x: Any) -> str:
-    if isinstance(x, (jax.Array, np.ndarray)):
-        return f"an array of dtype {x.dtype} and shape {x.shape}"
-    return f"{x!r} of type `{type(x).__name__}`"
-
-
-def dotted(path: Path) -> str:
-    """A path as people write it: `layers.0.weight`."""
-    return ".".join(str(key) for key in path)
 
 
 def static_fields(state: State) -> dict[str, Any]:

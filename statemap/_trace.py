@@ -20,8 +20,10 @@ from ._options import Options
 from ._outcome import Outcome
 from ._plan import Row
 from ._signature import Function, Inputs, unwrap
-from ._state import dotted, State
-from ._states import make_states, Slots
+from ._slots import Slots
+from ._state import State
+from ._states import make_states
+from ._values import dotted
 
 
 class Call(NamedTuple):

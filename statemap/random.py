@@ -22,8 +22,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 
-from ._state import dotted, RandomState
+from ._state import RandomState
 from ._states import States
+from ._values import dotted
 
 
 P = ParamSpec("P")

@@ -1,0 +1,181 @@
+"""Slots: what a context knows of its states, their values aside."""
+
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+from ._errors import near, StateNotFoundError
+from ._filters import Predicate
+from ._state import is_state, State, static_fields, with_fields
+from ._values import dotted, Path
+
+
+class Slot(NamedTuple):
+    """What a context knows of one state, its value aside."""
+
+    path: Path
+    kind: type[State]
+    static: tuple[tuple[str, Any], ...]  # the State's static fields
+    model: str | None  # the fingerprint of the model that declares it
+    aliases: tuple[Path, ...]  # where else in the model the same State is
+
+    @property
+    def name(self) -> str | None:
+        return dict(self.static)["name"]
+
+
+class Slots:
+    """The slots of a context, in the order of their paths. Interned: equal ones are identical,
+    so that comparing two contexts' structure costs nothing.
+    """
+
+    __slots__ = ("coded", "entries", "index", "specs", "__weakref__")
+
+    def __init__(self, entries: tuple[Slot, ...]):
+        self.entries = entries
+        self.specs = tuple(_spec(slot) for slot in entries)
+        self.coded = tuple(slot.kind.decode is not State.decode for slot in entries)
+        self.index: dict[Any, int] = {}
+        for i, slot in enumerate(entries):
+            for path in (slot.path, *slot.aliases):
+                self.index[path] = i
+                self.index.setdefault(dotted(path), i)
+        for i, slot in enumerate(entries):
+            if slot.name is not None:
+                self.index.setdefault(slot.name, i)
+
+    def __reduce__(self) -> tuple:
+        return intern_slots, (self.entries,)
+
+    def find(self, key: Any) -> int:
+        """The position of a path, dotted path, name or handle."""
+        found = self.index.get(key) if isinstance(key, (str, tuple)) else None
+        if found is None:
+            if isinstance(key, State):
+                return self._find_handle(key)
+            if not isinstance(key, (str, tuple)):
+                raise TypeError(
+                    f"A context is asked for a handle, a path or a name, not {key!r} of type "
+                    f"`{type(key).__name__}`."
+                )
+            shown = dotted(key) if isinstance(key, tuple) else key
+            raise StateNotFoundError(f"No state `{shown}`.{near(shown, self.names())}")
+        return found
+
+    def _find_handle(self, state: State) -> int:
+        handle = state.handle
+        if handle is None:
+            if state.name is not None:
+                return self.find(state.name)
+            raise TypeError(
+                f"This {type(state).__name__} holds a value and has no name, so that a context "
+                "can't tell it from others.\n"
+                "Wrong:  states[counter]\n"
+                'Right:  states["counter"], or states[model.counter] with the model that '
+                "`make_with_states` returned, or a State made with `name=`."
+            )
+        found = self.index.get(handle.path)
+        if found is None:
+            shown = dotted(handle.path)
+            raise StateNotFoundError(
+                f"No state `{shown}`, which is what this handle of {owner(handle.model)} is "
+                f"for.{near(shown, self.names())}"
+            )
+        slot = self.entries[found]
+        if slot.kind is not type(state) or slot.model != handle.model:
+            raise StateNotFoundError(
+                f"The handle `{dotted(handle.path)}` is a {type(state).__name__} of "
+                f"{owner(handle.model)}, while the context's state of that path is a "
+                f"{slot.kind.__name__} of {owner(slot.model)}. Use the model and the context "
+                "that `make_with_states` returned together."
+            )
+        return found
+
+    def decode(self, i: int, data: Any) -> Any:
+        """The value that a user sees, from what is stored."""
+        return self.specs[i].decode(data) if self.coded[i] else data
+
+    def encode(self, i: int, value: Any) -> Any:
+        """What is stored, from a value that a user gives."""
+        return self.specs[i].encode(value) if self.coded[i] else value
+
+    def names(self) -> list[str]:
+        return [dotted(slot.path) for slot in self.entries]
+
+    def matching(self, predicate: Predicate, values: tuple[Any, ...]) -> list[bool]:
+        """Which of the slots a predicate matches, under any of their paths."""
+        return [
+            any(predicate(p, state) for p in (slot.path, *slot.aliases))
+            for slot, state in zip(self.entries, self.states(values))
+        ]
+
+    def states(self, values: tuple[Any, ...]) -> list[State]:
+        return [with_fields(spec, data=v) for spec, v in zip(self.specs, values)]
+
+
+_interned: weakref.WeakValueDictionary[tuple[Slot, ...], Slots] = weakref.WeakValueDictionary()
+
+
+_lock = threading.Lock()
+
+
+def intern_slots(entries: tuple[Slot, ...]) -> Slots:
+    """The one `Slots` of these entries."""
+    try:
+        found = _interned.get(entries)
+    except TypeError:
+        raise TypeError(
+            "The static fields of a State must be hashable, since they key what was compiled; "
+            f"got {[dict(slot.static) for slot in entries]}."
+        ) from None
+    if found is None:
+        with _lock:
+            found = _interned.get(entries)
+            if found is None:
+                found = _interned[entries] = Slots(entries)
+    return found
+
+
+def _spec(slot: Slot) -> State:
+    spec = object.__new__(slot.kind)
+    for key, value in (*slot.static, ("data", None), ("handle", None)):
+        object.__setattr__(spec, key, value)
+    return spec
+
+
+def owner(model: str | None) -> str:
+    return "no model" if model is None else f"the model `{model}`"
+
+
+def path_order(path: Path) -> tuple:
+    return tuple((0, k, "") if isinstance(k, int) else (1, 0, str(k)) for k in path)
+
+
+def collect(found: Iterable[tuple[Path, State]], model: str | None) -> list[tuple[Slot, Any]]:
+    """The slots and values of States found at paths. A State at two paths is one slot."""
+    places: dict[int, tuple[State, list[Path]]] = {}
+    for path, state in found:
+        places.setdefault(id(state), (state, []))[1].append(path)
+    return [
+        (Slot(ps[0], type(s), tuple(static_fields(s).items()), model, tuple(ps[1:])), s.data)
+        for s, ps in places.values()
+    ]
+
+
+def find_states(tree: PyTree) -> list[tuple[Path, Any]]:
+    """The leaves of a pytree with their paths, a State being a leaf."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_state)
+    return [(to_path(keys), leaf) for keys, leaf in leaves]
+
+
+def to_path(keys: tuple) -> Path:
+    """A path as this library writes it, from one as JAX writes it."""
+    out = []
+    for k in keys:
+        part = getattr(k, "name", getattr(k, "key", getattr(k, "idx", None)))
+        out.append(str(k) if part is None else part)
+    return tuple(out)
