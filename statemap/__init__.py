@@ -19,9 +19,13 @@ from ._filters import (
     to_predicate as to_predicate,
     WithTag as WithTag,
 )
+from ._init import vmap2_new_states as vmap2_new_states
 from ._make import make_with_states as make_with_states
+from ._map import Map as Map
 from ._mapping import StatefulMapping as StatefulMapping
+from ._members import lane as lane, MemberAxes as MemberAxes, stack as stack, unstack as unstack
 from ._plan import Plan as Plan
+from ._pmap import pmap2 as pmap2, pmap2_new_states as pmap2_new_states
 from ._state import (
     BatchState as BatchState,
     HiddenState as HiddenState,

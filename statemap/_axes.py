@@ -37,6 +37,8 @@ class StateAxes:
         - `spec`: a mapping from axes to filters, a bare filter (for axis 0), or `None`.
         - `parameter`: the name of the parameter, for messages.
         """
+        if isinstance(spec, StateAxes):
+            return spec
         if spec is None:
             return StateAxes(())
         if not isinstance(spec, Mapping):
@@ -54,6 +56,10 @@ class StateAxes:
                 axis = operator.index(axis)
             entries.append((axis, to_predicate(filter)))
         return StateAxes(tuple(entries))
+
+    def over(self, other: "StateAxes") -> "StateAxes":
+        """These axes, and those of `other` for what these do not match."""
+        return StateAxes(self.entries + other.entries)
 
     @property
     def as_dict(self) -> dict[Axis, Filter]:
@@ -146,6 +152,11 @@ def normalise(axis: int, ndim: int) -> int | None:
     if not -ndim <= axis < ndim:
         return None
     return axis % ndim if ndim else None
+
+
+def along(axis: Axis, x: Any, trailing: int) -> Axis:
+    """A non-negative axis of an array, where it has that axis; errors are found elsewhere."""
+    return None if axis is None else normalise(axis, len(np.shape(x)) - trailing)
 
 
 def is_array(x: Any) -> bool:

@@ -7,7 +7,7 @@ not what the context holds. Which ones these are is known after the first trace.
 
 import collections
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -36,6 +36,10 @@ jax.tree_util.register_pytree_node(
 )
 
 
+# Moves the values of some states, given by position, to the devices where a call needs them.
+Spread = Callable[[Any, tuple[int, ...]], None]
+
+
 class _NeedsStates(Exception):
     """A trace touches states whose values `jax.jit` was not given."""
 
@@ -54,16 +58,19 @@ class Compiled:
     of arguments, for any shapes. It refers to no array and to no function of the user's.
     """
 
-    def __init__(self, name: str, inputs: Inputs, donate: bool):
+    def __init__(self, name: str, inputs: Inputs, donate: bool, spread: Spread | None = None):
         self.inputs = inputs
+        self.spread = spread
         self.touched: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # donated and kept
         self.donate = donate
         self.lock = threading.Lock()
         self.pending = pending = _Pending()
 
-        def run(donated: tuple, kept: tuple, arrays: list[Any]) -> tuple[Any, Written]:
+        def run(given_up: tuple, kept: tuple, rest: list[Any]) -> tuple[Any, Written]:
             call = pending.call
             assert call is not None
+            donated, own = given_up
+            arrays = inputs.join_donated(own, rest)
             trace = call.trace or trace_call(call, arrays)
             given = dict(zip(call.donated + call.kept, donated + kept))
             if not trace.touched <= given.keys():
@@ -74,33 +81,36 @@ class Compiled:
             return out, Written(tuple(new.values()), tuple(new), trace.info)
 
         run.__name__ = run.__qualname__ = name
-        donate_argnums = (0,) if donate else ()
+        donate_argnums = (0,) if donate or inputs.donated else ()
         self.jitted = jax.jit(run, inline=INLINE, donate_argnums=donate_argnums)
 
     def __call__(
         self,
         function: Callable[..., Any],
         call: tuple[Any, ...],
-        values: tuple[Any, ...],
+        values: Sequence[Any],
         arrays: list[Any],
     ) -> Any:
         """**Arguments:**
 
         - `function`: `self.jitted`, or its `trace`.
         - `call`: the first fields of a `Call`, up to its values.
-        - `values`: of all states.
+        - `values`: of all states; a list, in which those that are moved to other devices are
+            replaced.
         - `arrays`: all other inputs.
         """
+        own, rest = self.inputs.split_donated(arrays)
         pending, value_of = self.pending, values.__getitem__
         previous, trace = pending.call, None
         try:
             while True:
                 donated, kept = self.touched
-                pending.call = Call(*call, values, donated, kept, trace)  # pyright: ignore
+                if self.spread is not None:
+                    self.spread(values, donated + kept)
+                pending.call = Call(*call, tuple(values), donated, kept, trace)  # pyright: ignore
                 try:
-                    return function(
-                        tuple(map(value_of, donated)), tuple(map(value_of, kept)), arrays
-                    )
+                    given_up = tuple(map(value_of, donated)), own
+                    return function(given_up, tuple(map(value_of, kept)), rest)
                 except _NeedsStates as needs:
                     trace = needs.trace
                 self._touch(trace)

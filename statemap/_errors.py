@@ -21,16 +21,21 @@ class DonatedStatesError(RuntimeError):
     """A context was used after a mapping with `donate=True` took its memory."""
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def near(
+    name: str,
+    known: Iterable[str],
+    empty: str = "The context holds no states.",
+    holds: str = "It holds",
+) -> str:
     """A sentence with the names closest to `name`, or all of them where few are known."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f" Did you mean {_either(close)}?"
     if not known:
-        return " The context holds no states."
+        return f" {empty}"
     shown = ", ".join(f"`{k}`" for k in known[:8])
-    return f" It holds {shown}{', ...' if len(known) > 8 else ''}."
+    return f" {holds} {shown}{', ...' if len(known) > 8 else ''}."
 
 
 def _either(names: list[str]) -> str:

@@ -4,7 +4,7 @@ The vocabulary is brainstate's (`brainstate.util.filter`), which has it from Fla
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any as AnyType, cast
 
 from ._state import State
@@ -82,6 +82,25 @@ class IsState:
         return f"IsState({self.state.name if handle is None else dotted(handle.path)!r})"
 
 
+@dataclasses.dataclass(frozen=True)
+class InPaths:
+    """Matches the states at these paths. Iterated over, it gives them."""
+
+    paths: tuple[Path, ...]
+
+    def __call__(self, path: Path, state: State) -> bool:
+        return path in self.paths
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        return f"InPaths({', '.join(map(dotted, self.paths))})"
+
+
 class _Several:
     predicates: tuple[Predicate, ...]
 
@@ -138,7 +157,7 @@ class Nothing:
         return False
 
 
-_FILTERS = (OfType, WithTag, PathContains, IsState, Any, All, Not, Everything, Nothing)
+_FILTERS = (OfType, WithTag, PathContains, IsState, InPaths, Any, All, Not, Everything, Nothing)
 
 
 def to_predicate(filter: Filter) -> Predicate:

@@ -86,7 +86,12 @@ def lay_out(
         axes += [at for at, _ in found]
         label = f"state `{dotted(slots.entries[i].path)}` along axis {match.axis}"
         sizes += [(label, size) for _, size in found]
-    lanes = lane_count(options.axis_size, sizes)
+    given, devices = options.axis_size, options.devices
+    if given is None and not sizes and devices is not None:
+        given = devices.count
+    lanes = lane_count(given, sizes)
+    if devices is not None:
+        devices.check(lanes)
 
     abstract, split, at = [], set(), 0
     for i, (leaves, _) in enumerate(flat):

@@ -1,16 +1,17 @@
 """`StatefulMapping`: the object that a mapping is, and how a call goes."""
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
 import jax.core
 
-from ._axes import Axis, AxisSpec, StateAxisSpec
-from ._compiled import Cache, Compiled, Written
+from ._axes import along, argument_axes, Axis, AxisSpec, StateAxisSpec
+from ._compiled import Cache, Compiled, Spread, Written
 from ._container import Frame, pack
+from ._devices import Devices
 from ._filters import Filter
 from ._options import Options
 from ._outcome import Fixed
@@ -74,6 +75,8 @@ class StatefulMapping(Generic[P, R]):
         static_argnums: int | Iterable[int] = (),
         static_argnames: str | Iterable[str] = (),
         donate: bool = False,
+        donate_argnums: int | Iterable[int] = (),
+        devices: Devices | None = None,
         name: str | None = None,
     ):
         """**Arguments:**
@@ -81,6 +84,9 @@ class StatefulMapping(Generic[P, R]):
         - `fn`: `fn(states, *args, **kwargs) -> (out, states)`, or a module that is called so.
         - `mapping_fn`: what maps: called with a function and `in_axes`, `out_axes`, `axis_name`
             and `axis_size`, as `jax.vmap` is.
+        - `donate_argnums`: arguments whose memory the compiled call may reuse, counted after the
+            states.
+        - `devices`: the devices that lanes are laid over, for [`statemap.pmap2`][].
         - `name`: what profiles and printed programs call the mapping.
 
         The others are those of [`statemap.vmap2`][].
@@ -99,6 +105,8 @@ class StatefulMapping(Generic[P, R]):
             static_argnums=static_argnums,
             static_argnames=static_argnames,
             donate=donate,
+            donate_argnums=donate_argnums,
+            devices=devices,
         )
         self._set(fn, options, name or getattr(fn, "__name__", type(fn).__name__))
 
@@ -226,7 +234,7 @@ class StatefulMapping(Generic[P, R]):
 
     def _prepare(
         self, container: Any, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[Compiled, tuple[Any, ...], tuple[Any, ...], list[Any], tuple[Any, ...]]:
+    ) -> tuple[Compiled, tuple[Any, ...], Sequence[Any], list[Any], tuple[Any, ...]]:
         """What is compiled for a call, and what to call it with."""
         function, calls = self._function, self._calls
         if function is None or calls is None:
@@ -243,8 +251,14 @@ class StatefulMapping(Generic[P, R]):
             _refuse_unhashable(frame, statics, treedef)
             raise
         if compiled is None:
-            inputs = Inputs(treedef, statics, len(extra))
-            compiled = calls.add(key, Compiled(self._name, inputs, self._options.donate))
+            inputs = Inputs(treedef, statics, len(extra), self._options.donate_argnums)
+            spread = self._spread(slots, values)
+            new = Compiled(self._name, inputs, self._options.donate, spread)
+            compiled = calls.add(key, new)
+        if self._options.devices is not None:
+            arrays = self._place(self._options.devices, compiled, arrays)
+            extra = tuple(self._options.devices.place(x, None) for x in extra)
+            values = list(values)
         if extra or function.arrays:
             arrays = [*arrays, *extra, *function.arrays]
         return (
@@ -259,6 +273,9 @@ class StatefulMapping(Generic[P, R]):
         """Finds what an equal mapping has compiled already."""
         key: Any = None
         self._function = Function(self._fn, self._name)
+        if self._options.devices is not None:
+            place = self._options.devices.place
+            self._function.arrays = [place(x, None) for x in self._function.arrays]
         try:
             key = (self._function.key(lambda _: _shared.discard(key)), self._options)
             calls = _shared.get(key)
@@ -266,6 +283,30 @@ class StatefulMapping(Generic[P, R]):
             calls = Cache(_CALLS)
         self._calls = _shared.add(key, Cache(_CALLS)) if calls is None else calls
         return self._function, self._calls
+
+    def _spread(self, slots: Slots, values: tuple[Any, ...]) -> Spread | None:
+        """How a call moves the values of states to its devices, if it has any."""
+        devices = self._options.devices
+        if devices is None:
+            return None
+        matches = self._options.state_in.assign(slots, values)
+
+        def spread(values: list[Any], indices: tuple[int, ...]) -> None:
+            for i in indices:
+                match = matches[i]
+                axis = None if match is None else match.axis
+                trailing = slots.entries[i].kind.trailing_axes
+                values[i] = jax.tree.map(
+                    lambda x, a=axis, t=trailing: devices.place(x, along(a, x, t)), values[i]
+                )
+
+        return spread
+
+    def _place(self, devices: Devices, compiled: Compiled, arrays: list[Any]) -> list[Any]:
+        args, kwargs = compiled.inputs.arguments(arrays)
+        axes = argument_axes(self._options.in_axes, args, kwargs)
+        axes = [a for j, a in enumerate(axes) if compiled.inputs.is_traced(j)]
+        return [devices.place(x, along(a, x, 0)) for x, a in zip(arrays, axes)]
 
     def _mark_static(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         nums, names = self._options.static_argnums, self._options.static_argnames
@@ -276,11 +317,11 @@ class StatefulMapping(Generic[P, R]):
         self,
         container: Any,
         call: tuple[Any, ...],
-        values: tuple[Any, ...],
+        values: Sequence[Any],
         written: Written,
         extra: tuple[Any, ...],
     ) -> Any:
-        if not written.indices:
+        if not written.indices and self._options.devices is None:
             return container
         slots: Slots = call[3]
         frame: Frame | None = call[4]

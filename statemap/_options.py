@@ -2,11 +2,13 @@
 
 import functools
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 import jax
 import numpy as np
 
 from ._axes import AxisSpec, is_axis_leaf, POLICIES, StateAxes, StateAxisSpec
+from ._devices import Devices
 
 
 class Options:
@@ -26,6 +28,8 @@ class Options:
         static_argnums: int | Iterable[int],
         static_argnames: str | Iterable[str],
         donate: bool,
+        donate_argnums: int | Iterable[int] = (),
+        devices: Devices | None = None,
     ):
         if unexpected_out_state_mapping not in POLICIES:
             raise ValueError(
@@ -44,16 +48,14 @@ class Options:
         self.axis_name = axis_name
         self.axis_size = None if axis_size is None else int(axis_size)
         self.mapping_fn = mapping_fn
-        nums = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
-        if any(n < 0 for n in nums):
-            raise ValueError(
-                "`static_argnums` counts the arguments after the states from 0, and holds "
-                f"{min(nums)}."
-            )
-        self.static_argnums = frozenset(nums)
+        self.static_argnums = _positions(static_argnums, "static_argnums")
+        self.donate_argnums = _positions(donate_argnums, "donate_argnums")
+        if both := self.static_argnums & self.donate_argnums:
+            raise ValueError(f"Argument {min(both)} is static, and has no memory to donate.")
         names = (static_argnames,) if isinstance(static_argnames, str) else static_argnames
         self.static_argnames = frozenset(names)
         self.donate = donate
+        self.devices = devices
         self.key = (
             _frozen(in_axes),
             _frozen(out_axes),
@@ -65,7 +67,9 @@ class Options:
             function_key(mapping_fn),
             self.static_argnums,
             self.static_argnames,
+            self.donate_argnums,
             donate,
+            devices,
         )
         self._hash = hash(self.key)
 
@@ -80,11 +84,21 @@ class Options:
         return bool(self.static_argnums or self.static_argnames)
 
 
-def function_key(fn: Callable) -> Hashable:
+def function_key(fn: Any) -> Hashable:
     """What a function, perhaps with arguments bound by `functools.partial`, is equal by."""
     if isinstance(fn, functools.partial):
-        return (function_key(fn.func), fn.args, tuple(sorted(fn.keywords.items())))
+        keywords = sorted(fn.keywords.items())
+        return function_key(fn.func), fn.args, tuple((k, function_key(v)) for k, v in keywords)
     return fn
+
+
+def _positions(nums: int | Iterable[int], parameter: str) -> frozenset[int]:
+    nums = frozenset((nums,) if isinstance(nums, int) else nums)
+    if any(n < 0 for n in nums):
+        raise ValueError(
+            f"`{parameter}` counts the arguments after the states from 0, and holds {min(nums)}."
+        )
+    return nums
 
 
 def _frozen(axes: AxisSpec) -> Hashable:

@@ -57,6 +57,7 @@ class Outcome:
         - `out`: what the function returned first.
         - `before`, `after`: the states' values that went in and came out.
         """
+        self.placements, self.out_plan = [], []
         out_leaves, self.out_treedef = jax.tree.flatten(out)
         out_leaves = [_as_output(x) for x in out_leaves]
         paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(out)[0]]
@@ -106,17 +107,18 @@ class Outcome:
         leaves = []
         for action, what in self.out_plan:
             if action == "stack":
-                leaves.append(_move(next(stacked_), what, 0))
+                leaves.append(self._put(next(stacked_), what, 0))
+            elif action == "share":
+                leaves.append(self._put(next(shared_), None, 0))
             else:
-                leaves.append(next(shared_) if action == "share" else Fixed(what))
+                leaves.append(Fixed(what))
         values: dict[int, Any] = {}
         for i, placement in enumerate(self.placements):
             if placement.action not in ("stack", "share"):
                 continue
             source = stacked_ if placement.action == "stack" else shared_
             new = [next(source) for _ in range(self.layout.counts[i])]
-            if placement.action == "stack":
-                new = [self._on_axis(i, x, placement.axis) for x in new]
+            new = [self._on_axis(i, x, placement.axis) for x in new]
             values[i] = jax.tree.unflatten(self.layout.treedefs[i], new)
         return jax.tree.unflatten(self.out_treedef, leaves), values
 
@@ -151,13 +153,19 @@ class Outcome:
     def _on_axis(self, i: int, x: jax.Array, axis: Axis) -> jax.Array:
         slot = self.slots.entries[i]
         trailing = slot.kind.trailing_axes
-        assert axis is not None
-        if normalise(axis, x.ndim - trailing) is None:
+        if axis is not None and normalise(axis, x.ndim - trailing) is None:
             raise BatchAxisError(
                 f"The state `{dotted(slot.path)}` has shape {x.shape[1 : x.ndim - trailing]} in "
                 f"a lane, and can't have the lanes on axis {axis}, as `state_out_axes` says."
             )
-        return _move(x, axis, trailing)
+        return self._put(x, axis, trailing)
+
+    def _put(self, x: jax.Array, axis: Axis, trailing: int) -> jax.Array:
+        """`x` with its lanes moved from axis 0 to `axis`, and over the devices if there are."""
+        at = None if axis is None else normalise(axis, x.ndim - trailing)
+        x = x if axis is None else move_axis(x, axis, trailing)
+        devices = self.options.devices
+        return x if devices is None else devices.constrain(x, at)
 
 
 def lanes_differ(
@@ -187,7 +195,7 @@ def lanes_differ(
     return tuple({k: any(jax.tree.leaves(v)) for k, v in group.items()} for group in groups)
 
 
-def _move(x: jax.Array, axis: int, trailing: int) -> jax.Array:
+def move_axis(x: jax.Array, axis: int, trailing: int) -> jax.Array:
     """Axis 0 of `x` moved to `axis`, counted without the trailing axes."""
     to = normalise(axis, x.ndim - trailing)
     assert to is not None

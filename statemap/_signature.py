@@ -94,12 +94,48 @@ class Inputs:
     arguments, those of the container that are no states, those of the function.
     """
 
-    def __init__(self, treedef: Any, statics: tuple[Any, ...] | None, n_container: int):
+    def __init__(
+        self,
+        treedef: Any,
+        statics: tuple[Any, ...] | None,
+        n_container: int,
+        donated: frozenset[int] = frozenset(),
+    ):
+        """**Arguments:**
+
+        - `treedef`, `statics`: of the arguments, as `split_leaves` gives them.
+        - `n_container`: how many arrays of the container are no states.
+        - `donated`: the positional arguments whose memory the call may reuse.
+        """
         self.treedef = treedef
         self.statics = statics
         markers = [s for s in statics or () if isinstance(s, _Dynamic)]
         self.n_arguments = treedef.num_leaves if statics is None else len(markers)
         self.n_container = n_container
+        self.donated: list[int] = []  # positions in the list of arrays
+        if donated:
+            traced = (i for i, s in enumerate(self._statics()) if isinstance(s, _Dynamic))
+            position = {leaf: j for j, leaf in enumerate(traced)}
+            args, _ = jax.tree.unflatten(treedef, range(treedef.num_leaves))
+            leaves = [x for i in donated if i < len(args) for x in jax.tree.leaves(args[i])]
+            self.donated = sorted(position[leaf] for leaf in leaves if leaf in position)
+
+    def _statics(self) -> tuple[Any, ...]:
+        return self.statics or (_Dynamic.ARRAY,) * self.treedef.num_leaves
+
+    def split_donated(self, arrays: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The arrays that are donated, and the rest."""
+        if not self.donated:
+            return [], arrays
+        rest = [x for i, x in enumerate(arrays) if i not in self.donated]
+        return [arrays[i] for i in self.donated], rest
+
+    def join_donated(self, own: list[Any], rest: list[Any]) -> list[Any]:
+        """All arrays in order, from the two parts."""
+        arrays = list(rest)
+        for i, x in zip(self.donated, own):
+            arrays.insert(i, x)
+        return arrays
 
     def arguments(self, arrays: list[Any]) -> tuple[tuple, dict[str, Any]]:
         """`(args, kwargs)` with their arrays, their static leaves and `Static` nodes."""
@@ -107,6 +143,10 @@ class Inputs:
         if self.statics is not None:
             leaves = _fill(self.statics, leaves)
         return jax.tree.unflatten(self.treedef, leaves)
+
+    def is_traced(self, leaf: int) -> bool:
+        """Whether a leaf of the arguments is an array or a number, rather than static."""
+        return isinstance(self._statics()[leaf], _Dynamic)
 
     def is_number(self, leaf: int) -> bool:
         """Whether a leaf of the arguments was given as a number: one that no axis can map."""

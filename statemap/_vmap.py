@@ -7,6 +7,7 @@ from typing import Any, overload, ParamSpec, TypeVar
 import equinox as eqx
 
 from ._axes import AxisSpec, StateAxisSpec
+from ._chunks import chunked
 from ._mapping import StatefulMapping
 
 
@@ -29,6 +30,7 @@ def vmap2(
     static_argnums: int | Iterable[int] = (),
     static_argnames: str | Iterable[str] = (),
     donate: bool = False,
+    chunk_size: int | None = None,
 ) -> Callable[[Callable[P, R]], StatefulMapping[P, R]]: ...
 
 
@@ -47,6 +49,7 @@ def vmap2(
     static_argnums: int | Iterable[int] = (),
     static_argnames: str | Iterable[str] = (),
     donate: bool = False,
+    chunk_size: int | None = None,
 ) -> StatefulMapping[P, R]: ...
 
 
@@ -64,6 +67,7 @@ def vmap2(
     static_argnums: int | Iterable[int] = (),
     static_argnames: str | Iterable[str] = (),
     donate: bool = False,
+    chunk_size: int | None = None,
 ) -> Any:
     """Maps a function with states over lanes, as `jax.vmap` maps one without.
 
@@ -112,6 +116,9 @@ def vmap2(
         count the arguments after the states, as `in_axes` does.
     - `donate`: lets the compiled call reuse the memory of the states that it writes. The context
         that was given can't be used afterwards.
+    - `chunk_size`: maps that many lanes at a time, one chunk after the other, so that memory for
+        intermediate values follows it and not the number of lanes. The results are the same.
+        Collectives over the lanes are refused.
 
     **Returns:**
 
@@ -130,6 +137,10 @@ def vmap2(
     mapping_fn: Callable[..., Any] = eqx.filter_vmap
     if spmd_axis_name is not None:
         mapping_fn = functools.partial(mapping_fn, spmd_axis_name=spmd_axis_name)
+    if chunk_size is not None:
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+            raise ValueError(f"`chunk_size` is a positive number of lanes, not {chunk_size!r}.")
+        mapping_fn = functools.partial(chunked, mapping_fn=mapping_fn, chunk_size=chunk_size)
     return StatefulMapping(
         fn,
         in_axes=in_axes,

@@ -1,0 +1,99 @@
+"""Lanes over devices: the mesh they lie on, and where each array goes."""
+
+import functools
+import operator
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.core
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ._axes import Axis
+
+
+DeviceSpec = Sequence[jax.Device] | Mesh | None
+
+
+class Devices:
+    """A mesh, and the axis or axes of it that the lanes are laid over."""
+
+    def __init__(self, mesh: Mesh, axis: Hashable | tuple[Hashable, ...]):
+        self.mesh = mesh
+        self.axis = axis
+        names = axis if isinstance(axis, tuple) else (axis,)
+        unknown = [n for n in names if n not in mesh.axis_names]
+        if unknown:
+            raise ValueError(
+                f"The mesh has the axes {', '.join(map(repr, mesh.axis_names))}, and no "
+                f"{unknown[0]!r}."
+            )
+        self.count = functools.reduce(operator.mul, (mesh.shape[n] for n in names), 1)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Devices) and self.mesh == other.mesh and self.axis == other.axis
+
+    def __hash__(self) -> int:
+        return hash((self.mesh, self.axis))
+
+    def check(self, lanes: int) -> None:
+        """Refuses a number of lanes that the devices do not divide."""
+        if lanes % self.count:
+            below, above = lanes - lanes % self.count, lanes + self.count - lanes % self.count
+            works = f"{below} or {above}" if below else f"{above}"
+            raise ValueError(
+                f"{lanes} lanes can't be laid over {self.count} devices, each of which takes as "
+                f"many as the others. The nearest number that works is {works}."
+            )
+
+    def place(self, x: Any, axis: Axis) -> Any:
+        """`x` with its lanes' axis over the devices, or a copy on each; moved only if it is not
+        there already.
+        """
+        if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
+            return x
+        wanted = _sharding(self, axis)
+        if isinstance(x, jax.Array) and x.committed and wanted.is_equivalent_to(x.sharding, x.ndim):
+            return x
+        return jax.device_put(x, wanted)
+
+    def constrain(self, x: jax.Array, axis: Axis) -> jax.Array:
+        """The same for an array inside a program."""
+        return jax.lax.with_sharding_constraint(x, _sharding(self, axis))
+
+
+@functools.lru_cache(256)
+def _sharding(devices: Devices, axis: Axis) -> NamedSharding:
+    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, devices.axis)
+    return NamedSharding(devices.mesh, spec)
+
+
+def make_devices(
+    devices: DeviceSpec,
+    backend: str | None,
+    axis_name: Hashable,
+) -> Devices:
+    """The mesh that `pmap2` lays its lanes over.
+
+    **Arguments:**
+
+    - `devices`: a list of devices, or an existing mesh; by default all devices, in every process.
+    - `backend`: the platform of the default devices: `"cpu"`, `"gpu"` or `"tpu"`.
+    - `axis_name`: the name of the lanes; of an existing mesh, the axis to use.
+    """
+    if isinstance(devices, Mesh):
+        if axis_name is None:
+            if len(devices.axis_names) != 1:
+                raise ValueError(
+                    f"The mesh has several axes, {', '.join(map(repr, devices.axis_names))}: name "
+                    "the one that the lanes lie on with `axis_name`."
+                )
+            axis_name = devices.axis_names[0]
+        return Devices(devices, axis_name)
+    if devices is None:
+        devices = jax.devices(backend)
+    if not len(devices):
+        raise ValueError("`devices` is empty: lanes need at least one device to lie on.")
+    name = axis_name if isinstance(axis_name, str) else "lanes"
+    return Devices(Mesh(np.asarray(devices), (name,)), name)

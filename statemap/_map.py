@@ -1,0 +1,333 @@
+"""`Map`: a model mapped over a population, with its states made and called by one object."""
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from ._axes import Axis, AxisSpec, StateAxes, StateAxisSpec
+from ._devices import DeviceSpec
+from ._errors import near
+from ._init import vmap2_new_states
+from ._mapping import StatefulMapping
+from ._members import MemberAxes
+from ._pmap import pmap2, pmap2_new_states
+from ._state import Handle, State, with_fields
+from ._states import States
+from ._values import Struct
+from ._vmap import vmap2
+
+
+class Map:
+    """A model mapped over a population. (After `brainstate.nn.Map`.)
+
+    ```python
+    import equinox as eqx, jax.numpy as jnp, jax.random as jr
+    import statemap as sm
+
+    class Scale(eqx.Module):
+        weight: sm.ParamState
+
+        def __init__(self, size, *, key):
+            self.weight = sm.ParamState(jr.normal(key, (size,)))
+
+        def __call__(self, states, x):
+            return states[self.weight] * x, states
+
+        def total(self, states, offset):
+            return states[self.weight].sum() + offset, states
+
+    population = sm.Map(Scale, init_map_size=10)
+    population, states = population.init_all_states(size=3, key=jr.key(0))
+    out, states = population(states, jnp.ones((10, 3)))
+    assert out.shape == (10, 3)
+
+    totals, states = population.map("total", in_axes=None)(states, 1.0)
+    assert totals.shape == (10,)
+    ```
+
+    It is immutable: `init_all_states` returns another `Map`, and the context. It is a pytree,
+    with the model as its child.
+    """
+
+    def __init__(
+        self,
+        module: Callable[..., Any],
+        init_map_size: int | None,
+        init_state_axes: StateAxisSpec = None,
+        state_tag: str | None = None,
+        in_axes: AxisSpec = 0,
+        out_axes: AxisSpec = 0,
+        axis_name: Hashable = None,
+        spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
+        call_state_axes: StateAxisSpec = None,
+        behavior: str = "vmap",
+        *,
+        devices: DeviceSpec = None,
+        unexpected_out_state_mapping: str = "raise",
+    ):
+        """**Arguments:**
+
+        - `module`: what makes the model, a class or a function.
+        - `init_map_size`: the number of members.
+        - `init_state_axes`: on which axes the states are made; as `state_out_axes` of
+            [`statemap.vmap2_new_states`][].
+        - `state_tag`: a tag for every state.
+        - `in_axes`, `out_axes`: of calls, as for [`statemap.vmap2`][].
+        - `axis_name`, `spmd_axis_name`: names for the members' axis, in initialisation, calls
+            and `map`.
+        - `call_state_axes`: axes of states in calls, where they are not those that the states
+            were made with.
+        - `behavior`: `"vmap"`, or `"pmap"` to lay the members over devices.
+        - `devices`: the devices, with `"pmap"`; as for [`statemap.pmap2`][].
+        - `unexpected_out_state_mapping`: as for [`statemap.vmap2`][].
+
+        **Raises:**
+
+        `ValueError` for another `behavior`, `TypeError` for a model that is made already.
+        """
+        if behavior not in ("vmap", "pmap"):
+            raise ValueError(f"`behavior` is 'vmap' or 'pmap', not {behavior!r}.")
+        if behavior == "pmap" and spmd_axis_name is not None:
+            raise ValueError(
+                "With `behavior='pmap'` the members lie on the axis of the mesh: leave "
+                "`spmd_axis_name` out, and give an existing mesh as `devices`."
+            )
+        if behavior == "vmap" and devices is not None:
+            raise ValueError("`devices` is for `behavior='pmap'`.")
+        if isinstance(module, eqx.Module) or not callable(module):
+            raise TypeError(
+                "`Map` makes the model itself, once, for all members.\n"
+                "Wrong:  sm.Map(LIF(3, 4), init_map_size=10)\n"
+                "Right:  sm.Map(LIF, init_map_size=10).init_all_states(n_in=3, n_out=4)"
+            )
+        self._make = module
+        self._module: Any = None
+        self._axes: MemberAxes | None = None
+        self._states: dict[Axis, list[State]] | None = None
+        self._mappings: dict[Hashable, StatefulMapping] = {}
+        self.init_map_size = init_map_size
+        self.init_state_axes = init_state_axes
+        self.state_tag = state_tag
+        self.in_axes = in_axes
+        self.out_axes = out_axes
+        self.axis_name = axis_name
+        self.spmd_axis_name = spmd_axis_name
+        self.call_state_axes = call_state_axes
+        self.behavior = behavior
+        self.devices = devices
+        self.unexpected_out_state_mapping = unexpected_out_state_mapping
+        StateAxes.parse(init_state_axes, "init_state_axes")
+        StateAxes.parse(call_state_axes, "call_state_axes")
+
+    @property
+    def module(self) -> Any:
+        """The model, once the states are made; until then, what makes it."""
+        return self._make if self._axes is None else self._module
+
+    @property
+    def axes(self) -> MemberAxes:
+        """The axes that the states were made with."""
+        self._initialised("axes")
+        assert self._axes is not None
+        return self._axes
+
+    @property
+    def dict_vmap_states(self) -> dict[Axis, list[State]] | None:
+        """The handles of the population's states, by the axis they were made with; `None` until
+        they are made.
+        """
+        return self._states
+
+    def init_all_states(self, *, key: Any = None, **kwargs: Any) -> tuple["Map", States]:
+        """Makes the model and the states of all members.
+
+        **Arguments:**
+
+        - `key`: a key or seed; each member's constructor gets a key of its own.
+        - `**kwargs`: the arguments of the constructor, the same for all members.
+
+        **Returns:**
+
+        `(population, states)`: a `Map` that can be called, and its context.
+        """
+        options: dict[str, Any] = dict(
+            key=key,
+            state_tag=self.state_tag,
+            axis_size=self.init_map_size,
+            state_out_axes=self.init_state_axes,
+            axis_name=self.axis_name,
+        )
+        if self.behavior == "pmap":
+            made = pmap2_new_states(self._make, kwargs, devices=self.devices, **options)
+        else:
+            made = vmap2_new_states(
+                self._make, kwargs, spmd_axis_name=self.spmd_axis_name, **options
+            )
+        model, states, axes = made
+        by_axis: dict[Axis, list[State]] = {axis: [] for axis in axes}
+        for slot, spec, value in zip(states._slots.entries, states._slots.specs, states._values):
+            handle = Handle(slot.path, slot.model, Struct(spec.decode(value)))
+            axis = next(a for a, paths in axes.items() if slot.path in paths.paths)
+            by_axis[axis].append(with_fields(spec, handle=handle))
+        return self._with(model, axes, by_axis), states
+
+    def __call__(self, states: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Calls the model for every member.
+
+        **Arguments:**
+
+        - `states`: the context.
+        - `*args`, `**kwargs`: of the model, with members on the axes that `in_axes` names.
+
+        **Returns:**
+
+        `(out, states)`.
+
+        **Raises:**
+
+        `ValueError` if the states have not been made.
+        """
+        mapping = self._mappings.get("__call__")
+        if mapping is None:
+            self._initialised("update")
+            fn = self._module if callable(self._module) else self._method("update")
+            mapping = self._mapping(fn, self.in_axes, self.out_axes, self.axis_name, None)
+            self._mappings["__call__"] = mapping
+        return mapping(states, *args, **kwargs)
+
+    def update(self, states: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """The same as a call."""
+        return self(states, *args, **kwargs)
+
+    def map(
+        self,
+        fn: str | Callable[..., Any],
+        in_axes: AxisSpec = 0,
+        out_axes: AxisSpec = 0,
+        axis_name: Hashable = None,
+        state_axes: StateAxisSpec = None,
+    ) -> StatefulMapping:
+        """Another function of the model, mapped over the members.
+
+        **Arguments:**
+
+        - `fn`: the name of a method, `method(states, *args) -> (out, states)`; or a function that
+            is given the model first, `fn(model, states, *args) -> (out, states)`.
+        - `in_axes`, `out_axes`: as for [`statemap.vmap2`][].
+        - `axis_name`: by default that of the `Map`.
+        - `state_axes`: axes for the states that these filters match; the others keep those that
+            they were made with.
+
+        **Returns:**
+
+        A [`statemap.StatefulMapping`][].
+
+        **Raises:**
+
+        `ValueError` if the states have not been made, `AttributeError` if the model has no such
+        method.
+        """
+        self._initialised("map")
+        bound = self._method(fn) if isinstance(fn, str) else jax.tree_util.Partial(fn, self._module)
+        axis_name = self.axis_name if axis_name is None else axis_name
+        return self._mapping(bound, in_axes, out_axes, axis_name, state_axes)
+
+    def __repr__(self) -> str:
+        name = getattr(self._make, "__name__", repr(self._make))
+        made = "no states yet" if self._axes is None else repr(self._axes)
+        return f"Map({name}, {self.init_map_size} members, {self.behavior!r}, {made})"
+
+    def _method(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._module, name, None)
+        if not callable(method):
+            known = [
+                n
+                for n in dir(self._module)
+                if not n.startswith("_") and callable(getattr(self._module, n, None))
+            ]
+            raise AttributeError(
+                f"`{type(self._module).__name__}` has no method `{name}`."
+                + near(name, known, "It has no public methods.", "It has")
+            )
+        return method
+
+    def _mapping(
+        self,
+        fn: Callable[..., Any],
+        in_axes: AxisSpec,
+        out_axes: AxisSpec,
+        axis_name: Hashable,
+        state_axes: StateAxisSpec,
+    ) -> StatefulMapping:
+        made = StateAxes.parse(self.axes, "axes")
+        axes = StateAxes.parse(self.call_state_axes, "call_state_axes").over(made)
+        axes = StateAxes.parse(state_axes, "state_axes").over(axes)
+        options: dict[str, Any] = dict(
+            in_axes=in_axes,
+            out_axes=out_axes,
+            axis_name=axis_name,
+            state_in_axes=axes,
+            state_out_axes=axes,
+            unexpected_out_state_mapping=self.unexpected_out_state_mapping,
+        )
+        if self.behavior == "pmap":
+            return pmap2(fn, devices=self.devices, **options)
+        return vmap2(fn, spmd_axis_name=self.spmd_axis_name, **options)
+
+    def _initialised(self, what: str) -> None:
+        if self._axes is None:
+            raise ValueError(
+                f"`Map.{what}` comes after `init_all_states`, which returns another `Map`.\n"
+                "Wrong:  population.init_all_states(...); population(states, x)\n"
+                "Right:  population, states = population.init_all_states(...)"
+            )
+
+    def _with(
+        self, module: Any, axes: MemberAxes | None, states: dict[Axis, list[State]] | None
+    ) -> "Map":
+        new = object.__new__(Map)
+        new.__dict__.update(self.__dict__)
+        new.__dict__.update(_module=module, _axes=axes, _states=states, _mappings={})
+        return new
+
+
+class _Template:
+    """A `Map` without its model, as static data: equal to another if all its parameters are."""
+
+    def __init__(self, population: Map):
+        fields = dict(population.__dict__)
+        for name in ("_module", "_mappings", "_states"):
+            fields.pop(name)
+        for name in ("init_state_axes", "call_state_axes"):
+            fields[name] = StateAxes.parse(fields[name], name)
+        leaves, treedef = jax.tree.flatten(
+            [fields.pop("in_axes"), fields.pop("out_axes")], is_leaf=lambda x: x is None
+        )
+        self.population = population._with(None, population._axes, population._states)
+        self.key = (tuple(fields.items()), tuple(leaves), treedef)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Template) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def _flatten(population: Map) -> tuple[tuple[Any], _Template]:
+    return (population._module,), _Template(population)
+
+
+def _unflatten(template: _Template, children: Iterable[Any]) -> Map:
+    (module,) = children
+    like = template.population
+    return like._with(module, like._axes, like._states)
+
+
+jax.tree_util.register_pytree_with_keys(
+    Map,
+    lambda p: (((jax.tree_util.GetAttrKey("module"), p._module),), _Template(p)),
+    _unflatten,
+    _flatten,
+)
