@@ -61,7 +61,8 @@ class Compiled:
     def __init__(self, name: str, inputs: Inputs, donate: bool, spread: Spread | None = None):
         self.inputs = inputs
         self.spread = spread
-        self.touched: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # donated and kept
+        # The states that are given to `jax.jit`: those that are donated, and the others.
+        self.touched: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self.donate = donate
         self.lock = threading.Lock()
         self.pending = pending = _Pending()
@@ -102,9 +103,13 @@ class Compiled:
         own, rest = self.inputs.split_donated(arrays)
         pending, value_of = self.pending, values.__getitem__
         previous, trace = pending.call, None
+        if self.touched is None:  # never called: which states are touched comes first
+            first = Call(*call, tuple(values), (), ())  # pyright: ignore
+            trace = trace_call(first, arrays)
+            self._touch(trace)
         try:
             while True:
-                donated, kept = self.touched
+                donated, kept = self.touched or ((), ())
                 if self.spread is not None:
                     self.spread(values, donated + kept)
                 pending.call = Call(*call, tuple(values), donated, kept, trace)  # pyright: ignore
@@ -119,7 +124,7 @@ class Compiled:
 
     def _touch(self, trace: Trace) -> None:
         with self.lock:
-            donated, kept = (set(indices) for indices in self.touched)
+            donated, kept = (set(indices) for indices in self.touched or ((), ()))
             if self.donate:
                 donated |= trace.touched & trace.written
             kept = (kept | trace.touched) - donated

@@ -49,9 +49,11 @@ class Devices:
 
     def place(self, x: Any, axis: Axis) -> Any:
         """`x` with its lanes' axis over the devices, or a copy on each; moved only if it is not
-        there already.
+        there already. What can't lie there is left for the layout of the call to refuse.
         """
         if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
+            return x
+        if axis is not None and np.shape(x)[axis] % self.count:
             return x
         wanted = _sharding(self, axis)
         if isinstance(x, jax.Array) and x.committed and wanted.is_equivalent_to(x.sharding, x.ndim):

@@ -88,17 +88,23 @@ class Program:
                 written.add(name)
         return value, written
 
-    def mapping(self, **kwargs: Any) -> sm.StatefulMapping:
+    def axes(self) -> tuple[dict, dict]:
+        """`state_in_axes` and `state_out_axes`."""
         ins = {s.name: s.axis_in for s in self.slots if s.axis_in is not None}
         ins |= {f"r{i}": 0 for i, on_axis in enumerate(self.streams) if on_axis is not None}
         outs = {s.name: s.axis_out for s in self.slots if s.listed_out}
-        return sm.vmap2(
+        return by_axis(ins), by_axis(outs)
+
+    def mapping(self, **kwargs: Any) -> sm.StatefulMapping:
+        ins, outs = self.axes()
+        transform = sm.pmap2 if "devices" in kwargs else sm.vmap2
+        return transform(
             self.fn,
             in_axes=self.arg_axes,
             out_axes={"acc": 0, "const": None},
             axis_size=self.lanes,
-            state_in_axes=by_axis(ins),
-            state_out_axes=by_axis(outs),
+            state_in_axes=ins,
+            state_out_axes=outs,
             unexpected_out_state_mapping=self.policy,
             **kwargs,
         )
@@ -211,10 +217,10 @@ OPS = ("arg", "draw", "read", "add", "write", "const", "reset")
 
 
 @st.composite
-def programs(draw, policy=st.sampled_from(("raise", "ignore"))) -> Program:
+def programs(draw, policy=st.sampled_from(("raise", "ignore")), lanes=st.integers(1, 3)) -> Program:
     n = draw(st.integers(1, 3))
     return Program(
-        lanes=draw(st.integers(1, 3)),
+        lanes=draw(lanes),
         slots=tuple(draw(slots(i)) for i in range(n)),
         streams=tuple(draw(st.lists(st.none() | st.just(0), min_size=1, max_size=2))),
         arg_axes=tuple(draw(st.lists(st.sampled_from([None, 0, 1, -1]), min_size=1, max_size=2))),

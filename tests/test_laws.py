@@ -1,6 +1,7 @@
 """Laws, on random programs: a mapping is a Python loop over lanes, whatever is around it."""
 
 import copy
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,12 @@ import statemap as sm
 from .programs import assert_states_close, Program, programs
 
 
-def run(program: Program, call=lambda f, *a: f(*a)):
+def run(program: Program, call=lambda f, *a: f(*a), **options):
     """Checks a call of a program's mapping against the loop; whether it was refused."""
     states, args = program.inputs()
     snapshot = copy.deepcopy(states)
     expected = program.loop(states, args)
-    mapping = program.mapping()
+    mapping = program.mapping(**options)
     if isinstance(expected, str):
         with pytest.raises(sm.BatchAxisError, match=r"The state `s\d`"):
             call(mapping, states, *args)
@@ -34,6 +35,42 @@ def run(program: Program, call=lambda f, *a: f(*a)):
 @given(programs())
 def test_a_mapping_is_a_loop_over_lanes(program):
     run(program)
+
+
+@given(programs(), st.integers(1, 4))
+def test_in_chunks(program, chunk_size):
+    run(program, chunk_size=chunk_size)
+
+
+@given(programs(lanes=st.sampled_from([2, 4])))
+def test_over_devices(program):
+    run(program, devices=jax.devices()[:2])
+
+
+@given(programs(policy=st.just("ignore"), lanes=st.just(4)), st.integers(1, 3))
+def test_a_lane_does_not_depend_on_the_number_of_lanes(program, fewer):
+    states, args = program.inputs()
+    if isinstance(program.loop(states, args), str):
+        return
+    less = dataclasses.replace(program, lanes=fewer)
+    some = slice(0, fewer)
+    ins, _ = less.axes()
+    fewer_states = sm.lane(states, ins, some) if ins else states
+    fewer_args = [
+        a if axis is None else jnp.moveaxis(jnp.moveaxis(a, axis, 0)[some], 0, axis)
+        for a, axis in zip(args, program.arg_axes)
+    ]
+    out, _ = program.mapping()(states, *args)
+    out2, _ = less.mapping()(fewer_states, *fewer_args)
+    np.testing.assert_allclose(out["acc"][some], out2["acc"], rtol=1e-6, atol=1e-6)
+
+
+@given(programs(policy=st.just("ignore")))
+def test_unstack_then_stack_is_the_identity(program):
+    states, args = program.inputs()
+    ins, _ = program.axes()
+    if ins:
+        assert sm.stack(sm.unstack(states, ins), ins) == states
 
 
 @given(programs())
