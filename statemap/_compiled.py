@@ -12,8 +12,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 
+from ._info import Info
 from ._signature import Inputs
-from ._trace import Call, Info, Trace, trace_call
+from ._trace import Call, Trace, trace_call
 
 
 V = TypeVar("V")

@@ -37,6 +37,8 @@ class _Array(NamedTuple):
 class Frame(NamedTuple):
     """A container without the values of its states and without its other arrays: hashable."""
 
+    # A `ContextFrame` has the same methods.
+
     treedef: Any
     entries: tuple[Any, ...]
     paths: tuple[Path, ...]
@@ -54,7 +56,7 @@ class Frame(NamedTuple):
                 leaves.append(arrays[entry.position] if isinstance(entry, _Array) else entry)
         return jax.tree.unflatten(self.treedef, leaves)
 
-    def read(self, container: PyTree, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    def read(self, slots: Slots, container: PyTree, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         """The values of a container that a function returned.
 
         **Raises:**
@@ -92,17 +94,27 @@ class Frame(NamedTuple):
         return tuple(values)
 
 
+class ContextFrame(NamedTuple):
+    """The frame of a container that is just a context."""
+
+    def fill(self, slots: Slots, values: tuple[Any, ...], arrays: tuple[Any, ...]) -> States:
+        return make_states(slots, values)
+
+    def read(self, slots: Slots, container: PyTree, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+        return read_context(slots, container)
+
+
+_CONTEXT = ContextFrame()
+
+
 def _is_leaf(x: Any) -> bool:
     return isinstance(x, (State, States))
 
 
-def pack(container: PyTree) -> tuple[Slots, tuple[Any, ...], Frame | None, tuple[Any, ...]]:
-    """Takes a container apart: slots, values, the frame, and the arrays that are no states.
-
-    A context has no frame.
-    """
+def pack(container: PyTree) -> tuple[Slots, tuple[Any, ...], "AnyFrame", tuple[Any, ...]]:
+    """Takes a container apart: slots, values, the frame, and the arrays that are no states."""
     if type(container) is States:
-        return container._slots, tuple(container._values), None, ()
+        return container._slots, tuple(container._values), _CONTEXT, ()
     with_path, treedef = jax.tree_util.tree_flatten_with_path(container, is_leaf=_is_leaf)
     slots: list[Slot] = []
     values: list[Any] = []
@@ -141,6 +153,9 @@ def pack(container: PyTree) -> tuple[Slots, tuple[Any, ...], Frame | None, tuple
         Frame(treedef, tuple(entries), paths),
         tuple(arrays),
     )
+
+
+AnyFrame = Frame | ContextFrame
 
 
 def read_context(slots: Slots, returned: Any) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import jax.core
 
 from ._axes import along, argument_axes, Axis, AxisSpec, StateAxisSpec
 from ._compiled import Cache, Compiled, Spread, Written
-from ._container import Frame, pack
+from ._container import AnyFrame, Frame, pack
 from ._devices import Devices
 from ._filters import Filter
 from ._options import Options
@@ -18,7 +18,7 @@ from ._outcome import Fixed
 from ._plan import Plan
 from ._signature import abstract, CacheKey, Function, Inputs, split_leaves, Static
 from ._slots import Slots
-from ._states import make_states, mark_donated
+from ._states import mark_donated
 
 
 P = ParamSpec("P")
@@ -177,7 +177,7 @@ class StatefulMapping(Generic[P, R]):
         _, written = traced.out_info
         info = written.info
         named = "" if self.axis_name is None else f", axis_name={self.axis_name!r}"
-        return Plan(f"{self.__name__} ({info.lanes} lanes{named})", info.rows)
+        return Plan(f"{self.__name__} ({info.lanes} lanes{named})", info.rows())
 
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:
         """The lowered program of a call with these arguments, as `jax.jit(f).lower` gives it.
@@ -324,15 +324,13 @@ class StatefulMapping(Generic[P, R]):
         if not written.indices and self._options.devices is None:
             return container
         slots: Slots = call[3]
-        frame: Frame | None = call[4]
+        frame: AnyFrame = call[4]
         new = list(values)
         for i, value in zip(written.indices, written.values):
             new[i] = value
-        if frame is not None:
-            return frame.fill(slots, tuple(new), extra)
-        if self._options.donate and not _is_traced(new):
+        if self._options.donate and type(container) is States and not _is_traced(new):
             mark_donated(container)
-        return make_states(slots, tuple(new))
+        return frame.fill(slots, tuple(new), extra)
 
     def _warn(self, unexpected: tuple[str, ...]) -> None:
         if self._options.policy == "warn":
@@ -354,8 +352,8 @@ def _first(args: tuple) -> Any:
     return args[0]
 
 
-def _refuse_unhashable(frame: Frame | None, statics: tuple[Any, ...] | None, treedef: Any) -> None:
-    for leaf in (*(frame.entries if frame else ()), *(statics or ())):
+def _refuse_unhashable(frame: AnyFrame, statics: tuple[Any, ...] | None, treedef: Any) -> None:
+    for leaf in (*(frame.entries if isinstance(frame, Frame) else ()), *(statics or ())):
         try:
             hash(leaf)
         except TypeError:

@@ -7,23 +7,20 @@ what the resulting jaxpr uses; what it writes is what it returns another array f
 import dataclasses
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
-from ._container import Frame, read_context
+from ._container import AnyFrame
 from ._errors import BatchAxisError
+from ._info import Info, inform
 from ._layout import lay_out, Layout
 from ._options import Options
 from ._outcome import Outcome
-from ._plan import Row
 from ._signature import Function, Inputs, unwrap
 from ._slots import Slots
 from ._state import State
-from ._states import make_states
-from ._values import dotted
 
 
 class Call(NamedTuple):
@@ -33,21 +30,11 @@ class Call(NamedTuple):
     function: Function
     inputs: Inputs
     slots: Slots
-    frame: Frame | None
+    frame: AnyFrame
     values: tuple[Any, ...]  # of all states, of which a trace sees the shapes and dtypes
     donated: tuple[int, ...]  # the states whose values `jax.jit` is given, and may reuse
     kept: tuple[int, ...]  # the states whose values `jax.jit` is given besides
     trace: "Trace | None" = None  # of these very inputs, where there is one already
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Info:
-    """What a trace found out that is needed after a call has run."""
-
-    lanes: int
-    rows: tuple[Row, ...]
-    unexpected: tuple[str, ...]  # the states that the policy placed
-    has_static: bool  # whether the output holds leaves that are no arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,13 +122,9 @@ def trace_call(call: Call, arrays: list[Any]) -> Trace:
             before = layout.values(mine[:n_state_arrays])
             args, kwargs = unwrap(*jax.tree.unflatten(treedef, mine[n_state_arrays:]))
             fn = call.function.rebuild(inputs.function_arrays(arrays))
-            if call.frame is None:
-                out, returned = _pair(fn(make_states(slots, before), *args, **kwargs), fn)
-                after = read_context(slots, returned)
-            else:
-                container = call.frame.fill(slots, before, extra)
-                out, returned = _pair(fn(container, *args, **kwargs), fn)
-                after = call.frame.read(returned, extra)
+            container = call.frame.fill(slots, before, extra)
+            out, returned = _pair(fn(container, *args, **kwargs), fn)
+            after = call.frame.read(slots, returned, extra)
             return outcome.sort(marker, out, before, after)
 
         mapping = options.mapping_fn(
@@ -176,7 +159,7 @@ def trace_call(call: Call, arrays: list[Any]) -> Trace:
         split=split,
         touched=frozenset(read | split),
         written=frozenset(written | split),
-        info=_inform(call, layout, outcome, read, split),
+        info=inform(slots, layout, outcome, call.values, frozenset(read), split),
     )
 
 
@@ -209,33 +192,3 @@ def _pair(result: Any, fn: Any) -> tuple[Any, Any]:
             "Right:  return out, states"
         )
     return result
-
-
-def _shapes(value: Any) -> str:
-    """The arrays of a value in a line."""
-    leaves = [eqx.tree_pformat(x, struct_as_array=True) for x in jax.tree.leaves(value)]
-    return ", ".join(leaves[:3]) + (f", ... ({len(leaves)} arrays)" if len(leaves) > 3 else "")
-
-
-def _inform(
-    call: Call, layout: Layout, outcome: Outcome, read: set[int], split: frozenset[int]
-) -> Info:
-    rows, unexpected = [], []
-    for i, (slot, placement) in enumerate(zip(call.slots.entries, outcome.placements)):
-        match = layout.matches_in[i]
-        axis_in: int | str = "shared" if match is None or match.axis is None else match.axis
-        kept = placement.action == "keep"
-        axis_out = axis_in if kept else "shared" if placement.axis is None else placement.axis
-        why = placement.why
-        if i in split:
-            axis_in = "split"
-            if kept:
-                axis_out, why = "shared", "a key for each lane; the state itself moves on once"
-        shape = _shapes(call.values[i])
-        written = not kept or i in split
-        path = dotted(slot.path)
-        row = Row(path, slot.kind.__name__, shape, i in read, written, axis_in, axis_out, why)
-        rows.append(row)
-        if placement.unexpected:
-            unexpected.append(path)
-    return Info(layout.lanes, tuple(rows), tuple(unexpected), outcome.has_static)

@@ -49,7 +49,7 @@ def test_axes_other_than_the_first():
 def test_memory_follows_the_chunk():
     def f(states, x):
         big = jnp.sin(jnp.outer(x, x))
-        return jnp.linalg.matrix_power(big, 3).sum(), states
+        return jnp.sort(big @ big, axis=0).sum(), states  # nothing that XLA fuses away
 
     x = jnp.ones((256, 64))
 
