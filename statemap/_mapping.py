@@ -18,7 +18,7 @@ from ._outcome import Fixed
 from ._plan import Plan
 from ._signature import abstract, CacheKey, Function, Inputs, split_leaves, Static
 from ._slots import Slots
-from ._states import mark_donated
+from ._states import mark_donated, States
 
 
 P = ParamSpec("P")
