@@ -244,7 +244,9 @@ class StatefulMapping(Generic[P, R]):
             args, kwargs = self._mark_static(args, kwargs)
         leaves, treedef = jax.tree.flatten((args, kwargs))
         arrays, statics = split_leaves(leaves, args, kwargs)
-        key = (slots, frame, treedef, statics)
+        # Types, since `1 == 1.0 == True`
+        types = statics and tuple(map(type, statics))
+        key = (slots, frame, treedef, statics, types)
         try:
             compiled = calls.get(key)
         except TypeError:

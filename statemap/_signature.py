@@ -46,7 +46,11 @@ class Static:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and bool(self.value == other.value)
+        return (
+            isinstance(other, Static)
+            and type(self.value) is type(other.value)
+            and bool(self.value == other.value)
+        )
 
     def __hash__(self) -> int:
         return hash(self.value)
@@ -183,7 +187,8 @@ class Function:
         """What equal functions share. Functions are referred to weakly, so that a cache keeps
         no closure alive; `on_death` is called when one of them goes.
         """
-        return self.treedef, tuple(_weak(s, on_death) for s in self.statics)
+        types = tuple(map(type, self.statics))
+        return self.treedef, types, tuple(_weak(s, on_death) for s in self.statics)
 
 
 def _weak(leaf: PyTree, on_death: Callable[[Any], None]) -> Hashable:

@@ -171,6 +171,15 @@ def test_static_arguments():
     assert power(sm.States(), XS, 2)[0].tolist() == (1 + XS).tolist()
 
 
+def test_static_values_of_other_types_are_others():
+    mapping = sm.vmap2(lambda s, x, o: (x * o["n"], s))
+    dtypes = [mapping(sm.States(), jnp.arange(2), {"n": n})[0].dtype for n in (1, 1.0, True)]
+    assert dtypes == [jnp.int32, jnp.float32, jnp.int32]
+    static = sm.vmap2(lambda s, x, n: (x * n, s), static_argnums=1)
+    dtypes = [static(sm.States(), jnp.arange(2), n)[0].dtype for n in (1, 1.0)]
+    assert dtypes == [jnp.int32, jnp.float32]
+
+
 def test_outputs():
     @sm.vmap2(out_axes={"rows": 1, "lanes": 0, "last": -1, "same": None, "name": None, "n": 0})
     def f(states, x):
