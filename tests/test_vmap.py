@@ -172,12 +172,18 @@ def test_static_arguments():
 
 
 def test_static_values_of_other_types_are_others():
-    mapping = sm.vmap2(lambda s, x, o: (x * o["n"], s))
-    dtypes = [mapping(sm.States(), jnp.arange(2), {"n": n})[0].dtype for n in (1, 1.0, True)]
-    assert dtypes == [jnp.int32, jnp.float32, jnp.int32]
-    static = sm.vmap2(lambda s, x, n: (x * n, s), static_argnums=1)
-    dtypes = [static(sm.States(), jnp.arange(2), n)[0].dtype for n in (1, 1.0)]
-    assert dtypes == [jnp.int32, jnp.float32]
+    seen = []
+
+    def f(states, x, value):
+        seen.append(type(value["n"] if isinstance(value, dict) else value))
+        return x, states
+
+    for value in (1, 1.0, True):
+        sm.vmap2(f)(sm.States(), XS, {"n": value})
+    assert seen == [int, float, bool]
+    for value in (1, 1.0, True):
+        sm.vmap2(f, static_argnums=1)(sm.States(), XS, value)
+    assert seen[3:] == [int, float, bool]
 
 
 def test_outputs():
