@@ -7,8 +7,8 @@ not what the context holds. Which ones these are is known after the first trace.
 
 import collections
 import threading
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import jax
 
@@ -22,19 +22,25 @@ V = TypeVar("V")
 INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True  # pyright: ignore
 
 
-class Written(NamedTuple):
+class Written:
     """The new values that a compiled call returns, in the order of `indices`."""
 
-    values: tuple[Any, ...]
-    indices: tuple[int, ...]
-    info: Info
+    __slots__ = ("aux", "values")
+
+    def __init__(self, aux: tuple[tuple[int, ...], Info], values: Iterable[Any]):
+        self.aux = aux
+        self.values = values
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        return self.aux[0]
+
+    @property
+    def info(self) -> Info:
+        return self.aux[1]
 
 
-jax.tree_util.register_pytree_node(
-    Written,
-    lambda w: (w.values, (w.indices, w.info)),
-    lambda aux, values: Written(tuple(values), *aux),
-)
+jax.tree_util.register_pytree_node(Written, lambda w: (w.values, w.aux), Written)
 
 
 # Moves the values of some states, given by position, to the devices where a call needs them.
@@ -51,7 +57,7 @@ class _NeedsStates(Exception):
 class _Pending(threading.local):
     """The call that this thread is making, for when `jax.jit` asks for its trace."""
 
-    call: Call | None = None
+    call: tuple[Any, ...] = ()  # the fields of a `Call`
 
 
 class Compiled:
@@ -69,8 +75,7 @@ class Compiled:
         self.pending = pending = _Pending()
 
         def run(given_up: tuple, kept: tuple, rest: list[Any]) -> tuple[Any, Written]:
-            call = pending.call
-            assert call is not None
+            call = Call(*pending.call)
             donated, own = given_up
             arrays = inputs.join_donated(own, rest)
             trace = call.trace or trace_call(call, arrays)
@@ -80,7 +85,7 @@ class Compiled:
             out, new = trace.run(call.slots, given, arrays)
             for i in call.donated:  # memory that was given away must come back
                 new.setdefault(i, given[i])
-            return out, Written(tuple(new.values()), tuple(new), trace.info)
+            return out, Written((tuple(new), trace.info), tuple(new.values()))
 
         run.__name__ = run.__qualname__ = name
         donate_argnums = (0,) if donate or inputs.donated else ()
@@ -105,15 +110,14 @@ class Compiled:
         pending, value_of = self.pending, values.__getitem__
         previous, trace = pending.call, None
         if self.touched is None:  # never called: which states are touched comes first
-            first = Call(*call, tuple(values), (), ())  # pyright: ignore
-            trace = trace_call(first, arrays)
+            trace = trace_call(Call(*(*call, tuple(values), (), ())), arrays)
             self._touch(trace)
         try:
             while True:
                 donated, kept = self.touched or ((), ())
                 if self.spread is not None:
                     self.spread(values, donated + kept)
-                pending.call = Call(*call, tuple(values), donated, kept, trace)  # pyright: ignore
+                pending.call = (*call, tuple(values), donated, kept, trace)
                 try:
                     given_up = tuple(map(value_of, donated)), own
                     return function(given_up, tuple(map(value_of, kept)), rest)

@@ -9,7 +9,7 @@ import jax
 import jax.core
 
 from ._axes import along, argument_axes, Axis, AxisSpec, StateAxisSpec
-from ._compiled import Cache, Compiled, Spread, Written
+from ._compiled import Cache, Compiled, Spread
 from ._container import AnyFrame, Frame, pack
 from ._devices import Devices
 from ._filters import Filter
@@ -154,12 +154,12 @@ class StatefulMapping(Generic[P, R]):
         container = _first(args)
         compiled, call, values, arrays, extra = self._prepare(container, args[1:], kwargs)
         out, written = compiled(compiled.jitted, call, values, arrays)
-        info = written.info
+        indices, info = written.aux
         if info.has_static:
             out = jax.tree.map(_unfix, out, is_leaf=_is_fixed)
         if info.unexpected:
             self._warn(info.unexpected)
-        return out, self._update(container, call, values, written, extra)  # pyright: ignore
+        return out, self._update(container, call, values, indices, written.values, extra)  # pyright: ignore
 
     def plan(self, *args: P.args, **kwargs: P.kwargs) -> Plan:
         """What a call with these arguments does with each state, without running it: which are
@@ -320,15 +320,16 @@ class StatefulMapping(Generic[P, R]):
         container: Any,
         call: tuple[Any, ...],
         values: Sequence[Any],
-        written: Written,
+        indices: tuple[int, ...],
+        written: Iterable[Any],
         extra: tuple[Any, ...],
     ) -> Any:
-        if not written.indices and self._options.devices is None:
+        if not indices and self._options.devices is None:
             return container
         slots: Slots = call[3]
         frame: AnyFrame = call[4]
         new = list(values)
-        for i, value in zip(written.indices, written.values):
+        for i, value in zip(indices, written):
             new[i] = value
         if self._options.donate and type(container) is States and not _is_traced(new):
             mark_donated(container)
