@@ -75,7 +75,7 @@ class Compiled:
         self.pending = pending = _Pending()
 
         def run(given_up: tuple, kept: tuple, rest: list[Any]) -> tuple[Any, Written]:
-            call = Call(*pending.call)
+            call = Call._make(pending.call)
             donated, own = given_up
             arrays = inputs.join_donated(own, rest)
             trace = call.trace or trace_call(call, arrays)
@@ -110,7 +110,7 @@ class Compiled:
         pending, value_of = self.pending, values.__getitem__
         previous, trace = pending.call, None
         if self.touched is None:  # never called: which states are touched comes first
-            trace = trace_call(Call(*(*call, tuple(values), (), ())), arrays)
+            trace = trace_call(Call._make((*call, tuple(values), (), (), None)), arrays)
             self._touch(trace)
         try:
             while True:
