@@ -1,0 +1,34 @@
+# Each of `demo` and `test` makes a fresh virtual environment, so that it shows what a newcomer
+# gets. Another Python: make test PYTHON=python3.13
+PYTHON ?= python3
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check
+
+.PHONY: demo test lint docs clean
+
+demo:
+	$(PYTHON) -m venv --clear .venv-demo
+	.venv-demo/bin/python $(PIP_INSTALL) ".[examples]"
+	.venv-demo/bin/python examples/digits_ensemble.py
+
+test:
+	$(PYTHON) -m venv --clear .venv-test
+	.venv-test/bin/python $(PIP_INSTALL) -e ".[test]"
+	.venv-test/bin/python -m pytest -n 2
+
+# For daily work: an environment that stays.
+.venv/bin/ruff: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) -e ".[dev]"
+	touch $@
+
+lint: .venv/bin/ruff
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+docs: .venv/bin/ruff
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict -q
+	.venv/bin/python docs/_check_site.py site
+
+clean:
+	rm -rf .venv .venv-demo .venv-test site
