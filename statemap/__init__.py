@@ -41,8 +41,3 @@ from ._vmap import vmap2 as vmap2
 
 
 __version__ = importlib.metadata.version("statemap")
-
-# Printed and linked under the name that users import them by.
-for _name, _value in list(globals().items()):
-    if not _name.startswith("_") and getattr(_value, "__module__", "").startswith("statemap._"):
-        _value.__module__ = __name__

@@ -34,7 +34,7 @@ class OfType:
         return isinstance(state, self.type)
 
     def __repr__(self) -> str:
-        return f"OfType({self.type!r})"
+        return f"OfType({self.type.__name__})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,7 +76,7 @@ class StatefulMapping(Generic[P, R]):
         static_argnames: str | Iterable[str] = (),
         donate: bool = False,
         donate_argnums: int | Iterable[int] = (),
-        devices: Devices | None = None,
+        devices: Any = None,
         name: str | None = None,
     ):
         """**Arguments:**
@@ -111,7 +111,7 @@ class StatefulMapping(Generic[P, R]):
         self._set(fn, options, name or getattr(fn, "__name__", type(fn).__name__))
 
     def _set(self, fn: Callable[P, R], options: Options, name: str) -> None:
-        self._fn = fn
+        self._fn = self.__wrapped__ = fn
         self._options = options
         self._name = name
         self._function: Function | None = None
@@ -122,7 +122,6 @@ class StatefulMapping(Generic[P, R]):
         self.__name__ = self.__qualname__ = name
 
     origin_fun = property(lambda self: self._fn, doc="The function that is mapped.")
-    __wrapped__ = origin_fun
     in_axes = property(lambda self: self._options.in_axes)
     out_axes = property(lambda self: self._options.out_axes)
     axis_name = property(lambda self: self._options.axis_name)

@@ -11,12 +11,17 @@ import pytest
 from hypothesis import settings
 
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-
 # Each example compiles a program, so examples are few and slow ones are no failure.
 settings.register_profile("default", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=400, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion():
+    """For the tests of the library alone: the documentation runs as its readers run it."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 class Counter:

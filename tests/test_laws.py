@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 import statemap as sm
 
-from .programs import assert_states_close, Program, programs
+from .programs import assert_states_close, by_axis, Program, programs
 
 
 def run(program: Program, call=lambda f, *a: f(*a), **options):
@@ -174,3 +174,22 @@ def test_the_plan_says_what_happens(program):
             assert row.written and row.axis_out == axis
         changed = new[slot.name] is not states[slot.name]
         assert row.written == changed
+
+
+@given(programs(), st.integers(0, 9))
+def test_new_states_made_in_lanes_are_those_made_one_by_one(program, seed):
+    def make(*, key):
+        return {
+            slot.name: slot.kind(jax.random.normal(jax.random.fold_in(key, i), slot.shape))
+            for i, slot in enumerate(program.slots)
+        } | {f"r{i}": sm.RandomState(jax.random.fold_in(key, 100 + i)) for i, _ in enumerate("ab")}
+
+    wanted = {s.name: s.axis_out for s in program.slots if s.axis_out is not None}
+    _, states, axes = sm.vmap2_new_states(
+        make, key=seed, axis_size=program.lanes, state_out_axes=by_axis(wanted)
+    )
+    keys = jax.random.split(jax.random.key(seed), program.lanes)
+    alone = [sm.make_with_states(make)(key=key)[1] for key in keys]
+    assert_states_close(sm.stack(alone, axes), states)
+    for member, expected in zip(sm.unstack(states, axes), alone):
+        assert_states_close(member, expected)

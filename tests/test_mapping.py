@@ -29,7 +29,7 @@ def test_what_it_shows():
     assert (mapping.in_axes, mapping.out_axes) == (0, 0)
     assert (mapping.axis_name, mapping.axis_size) == ("i", 3)
     assert mapping.state_in_axes == SHORT and mapping.state_out_axes == {}
-    assert repr(mapping.state_in_axes) == "{0: OfType(<class 'statemap.ShortTermState'>)}"
+    assert repr(mapping.state_in_axes) == "{0: OfType(ShortTermState)}"
     assert "StatefulMapping(add, in_axes=0" in repr(mapping)
     assert sm.vmap2(add, state_in_axes=sm.ShortTermState).state_in_axes == SHORT
 

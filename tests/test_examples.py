@@ -1,0 +1,96 @@
+"""The examples, run as a user runs them: a process each, in an empty directory."""
+
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+PNG = b"\x89PNG"
+
+pytestmark = pytest.mark.slow
+
+
+def start(name, *args, cwd, **variables):
+    """An example in a process that sees nothing of the tests' devices and settings of JAX."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS" and k[:4] != "JAX_"}
+    return subprocess.Popen(
+        [sys.executable, str(EXAMPLES / name), *args],
+        cwd=cwd,
+        env=environment | {"JAX_PLATFORMS": "cpu"} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes, timeout):
+    """What each process prints, once all have ended well."""
+    try:
+        printed = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (out, err) in zip(processes, printed):
+        assert process.returncode == 0, out + err[-3000:]
+    return [out for out, _ in printed]
+
+
+def test_digits_ensemble(tmp_path):
+    [out] = finish(start("digits_ensemble.py", "--quick", cwd=tmp_path), timeout=120)
+    header, *members, vote = out.splitlines()
+    assert header.split() == ["member", "trained", "on", "held", "out"]
+    assert [line.split()[0] for line in members] == [str(i) for i in range(1, 9)]
+    assert float(vote.split()[-1].rstrip("%")) > 80
+    assert (tmp_path / "digits_ensemble.png").read_bytes()[:4] == PNG
+
+
+def test_hodgkin_huxley_population(tmp_path):
+    args = "--quick", "--out", "hh.png"
+    [out] = finish(start("hodgkin_huxley_population.py", *args, cwd=tmp_path), timeout=120)
+    table = re.findall(r"^ +(\S+) +(\S+) Hz +(\S+) Hz$", out, re.MULTILINE)
+    assert len(table) == 6
+    assert all(abs(float(ours) - float(theirs)) < 0.01 for _, ours, theirs in table)
+    assert float(table[0][1]) == 0 and float(table[-1][1]) > 100
+    assert "vmap2, pmap2 over 8 devices, vmap2 in chunks of 64 agree:" in out
+    assert "equal to the bit" in out
+    assert (tmp_path / "hh.png").read_bytes()[:4] == PNG
+
+
+def test_multiprocess(tmp_path):
+    # Longer than the example's own limit, so that it ends what it started.
+    [out] = finish(start("multiprocess.py", cwd=tmp_path), timeout=180)
+    first, second, verdict = out.splitlines()
+    assert "process 0 of 2: neurons 0 to 7 of 16, on 4 of 8 devices" in first
+    assert "process 1 of 2: neurons 8 to 15 of 16, on 4 of 8 devices" in second
+    assert "equal to the bit" in first and "equal to the bit" in second
+    assert verdict == "2 processes and one agree."
+
+
+def test_multiprocess_as_slurm_starts_it(tmp_path):
+    step = {"SLURM_JOB_ID": _free_job(), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    tasks = [
+        start(
+            *("multiprocess.py", "--auto"),
+            cwd=tmp_path,
+            **(step | {"SLURM_PROCID": i, "SLURM_LOCALID": i, "JAX_NUM_CPU_DEVICES": "2"}),
+        )
+        for i in "01"
+    ]
+    for i, out in enumerate(finish(*tasks, timeout=120)):
+        assert f"process {i} of 2: neurons {4 * i} to {4 * i + 3} of 8" in out
+        assert "on 2 of 4 devices" in out and "equal to the bit" in out
+
+
+def _free_job():
+    """The number of a job whose port, which JAX derives from it, is free."""
+    for job in range(os.getpid(), os.getpid() + 4096):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", 65536 - 4096 + job % 4096)):
+                return str(job)
+    raise RuntimeError("no free port")
