@@ -66,7 +66,7 @@ class Outcome:
         new, written = self._written(before, after)
 
         # Only where the answer matters is it asked whether lanes differ.
-        asked = {i: new[i] for i in range(len(new)) if written[i] or self._leaves_map(i)}
+        asked = {i: new[i] for i in range(len(new)) if self._matters(i, written[i])}
         alone = {j: x for j, x in enumerate(out_leaves) if out_axes[j] is None and _is_array(x)}
         state_differs, out_differs = lanes_differ((asked, alone), marker)
 
@@ -135,9 +135,13 @@ class Outcome:
             written.append(changed)
         return new, written
 
-    def _leaves_map(self, i: int) -> bool:
-        match = self.layout.matches_out[i]
-        return match is not None and match.axis is None
+    def _matters(self, i: int, written: bool) -> bool:
+        """Whether it matters for a state if its value differs between lanes."""
+        came, goes = self.layout.matches_in[i], self.layout.matches_out[i]
+        on_axis = came is not None and came.axis is not None
+        if goes is None:
+            return written and not on_axis and i not in self.layout.split
+        return goes.axis is None and (written or on_axis)
 
     def _place(self, i: int, path: str, written: bool, differs: bool) -> Placement:
         match_out = self.layout.matches_out[i]
@@ -178,6 +182,8 @@ def lanes_differ(
     value that only varies over an outer map is shared here. A mapping function that does not
     batch, such as `jax.pmap`, calls no rule; then everything may differ.
     """
+    if not any(tree):
+        return tuple({} for _ in tree)
     seen: list[Any] = []
 
     @jax.custom_batching.custom_vmap
