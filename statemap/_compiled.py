@@ -118,6 +118,8 @@ class Compiled:
                 if self.spread is not None:
                     self.spread(values, donated + kept)
                 pending.call = (*call, tuple(values), donated, kept, trace)
+                if donated or own:
+                    _refuse_aliases(pending.call, own, rest)
                 try:
                     given_up = tuple(map(value_of, donated)), own
                     return function(given_up, tuple(map(value_of, kept)), rest)
@@ -134,6 +136,26 @@ class Compiled:
                 donated |= trace.touched & trace.written
             kept = (kept | trace.touched) - donated
             self.touched = tuple(sorted(donated)), tuple(sorted(kept))
+
+
+def _refuse_aliases(fields: tuple[Any, ...], own: list[Any], rest: list[Any]) -> None:
+    """Refuses a call that donates an array and uses it a second time, before XLA does."""
+    call = Call._make(fields)
+    names = call.slots.names()
+    given = [(f"state `{names[i]}`", call.values[i]) for i in call.donated]
+    given += [("an argument", x) for x in own]
+    kept = [(f"state `{names[i]}`", call.values[i]) for i in call.kept]
+    kept += [("an argument", x) for x in rest]
+    donated: dict[int, str] = {}
+    for j, (label, value) in enumerate(given + kept):
+        for x in jax.tree.leaves(value):
+            if id(x) in donated:
+                raise ValueError(
+                    f"The memory of {donated[id(x)]} is donated, and {label} is the very same "
+                    "array. Copy one of them (`jnp.copy`), or leave `donate` off."
+                )
+            if j < len(given) and isinstance(x, jax.Array):
+                donated[id(x)] = label
 
 
 class Cache(Generic[V]):

@@ -388,6 +388,18 @@ def test_untouched_states_are_the_same_arrays():
     assert same is states
 
 
+def test_donated_memory_is_used_once():
+    zeros = jnp.zeros(N)
+    step = sm.vmap2(
+        lambda s, x: (x, jax.tree.map(lambda a: a + x, s)), state_in_axes=..., donate=True
+    )
+    with pytest.raises(ValueError, match="of state `a` is donated, and state `b` is the very same"):
+        step(sm.States(a=sm.State(zeros), b=sm.State(zeros)), XS)
+    with pytest.raises(ValueError, match="of state `a` is donated, and an argument is the very"):
+        step(sm.States(a=sm.State(zeros)), zeros)
+    assert zeros.sum() == 0
+
+
 def test_donation():
     step = sm.vmap2(add, state_in_axes={0: sm.ShortTermState}, donate=True)
     old = sm.States(counter=sm.ShortTermState(jnp.zeros(3)), p=sm.ParamState(jnp.ones(2)))
