@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
+import jax.core
 
 from ._info import Info
 from ._signature import Inputs
@@ -88,44 +89,50 @@ class Compiled:
             return out, Written((tuple(new), trace.info), tuple(new.values()))
 
         run.__name__ = run.__qualname__ = name
-        donate_argnums = (0,) if donate or inputs.donated else ()
-        self.jitted = jax.jit(run, inline=INLINE, donate_argnums=donate_argnums)
+        self.donates = donate or bool(inputs.donated)
+        self.jitted = jax.jit(run, inline=INLINE)
+        # Not for use under `grad` and the like, which would donate what they need again.
+        self.donating = jax.jit(run, inline=INLINE, donate_argnums=(0,))
 
     def __call__(
         self,
-        function: Callable[..., Any],
         call: tuple[Any, ...],
         values: Sequence[Any],
         arrays: list[Any],
+        *,
+        trace: bool = False,
     ) -> Any:
         """**Arguments:**
 
-        - `function`: `self.jitted`, or its `trace`.
         - `call`: the first fields of a `Call`, up to its values.
         - `values`: of all states; a list, in which those that are moved to other devices are
             replaced.
         - `arrays`: all other inputs.
+        - `trace`: to trace the call instead of running it.
         """
         own, rest = self.inputs.split_donated(arrays)
         pending, value_of = self.pending, values.__getitem__
-        previous, trace = pending.call, None
+        previous, found = pending.call, None
         if self.touched is None:  # never called: which states are touched comes first
-            trace = trace_call(Call._make((*call, tuple(values), (), (), None)), arrays)
-            self._touch(trace)
+            found = trace_call(Call._make((*call, tuple(values), (), (), None)), arrays)
+            self._touch(found)
         try:
             while True:
                 donated, kept = self.touched or ((), ())
                 if self.spread is not None:
                     self.spread(values, donated + kept)
-                pending.call = (*call, tuple(values), donated, kept, trace)
-                if donated or own:
+                pending.call = (*call, tuple(values), donated, kept, found)
+                jitted = self.jitted
+                if self.donates and not is_traced((values, arrays)):
+                    jitted = self.donating
                     _refuse_aliases(pending.call, own, rest)
+                function = jitted.trace if trace else jitted
                 try:
                     given_up = tuple(map(value_of, donated)), own
                     return function(given_up, tuple(map(value_of, kept)), rest)
                 except _NeedsStates as needs:
-                    trace = needs.trace
-                self._touch(trace)
+                    found = needs.trace
+                self._touch(found)
         finally:
             pending.call = previous
 
@@ -136,6 +143,11 @@ class Compiled:
                 donated |= trace.touched & trace.written
             kept = (kept | trace.touched) - donated
             self.touched = tuple(sorted(donated)), tuple(sorted(kept))
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether a pytree holds a tracer."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def _refuse_aliases(fields: tuple[Any, ...], own: list[Any], rest: list[Any]) -> None:

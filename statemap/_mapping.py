@@ -1,22 +1,22 @@
 """`StatefulMapping`: the object that a mapping is, and how a call goes."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
-import jax.core
 
 from ._axes import along, argument_axes, Axis, AxisSpec, StateAxisSpec
-from ._compiled import Cache, Compiled, Spread
+from ._compiled import Cache, Compiled, is_traced, Spread
 from ._container import AnyFrame, Frame, pack
 from ._devices import Devices
 from ._filters import Filter
 from ._options import Options
 from ._outcome import Fixed
 from ._plan import Plan
-from ._signature import abstract, CacheKey, Function, Inputs, split_leaves, Static
+from ._signature import abstract, CacheKey, exact, Function, Inputs, split_leaves, Static
 from ._slots import Slots
 from ._states import mark_donated, States
 
@@ -116,6 +116,7 @@ class StatefulMapping(Generic[P, R]):
         self._name = name
         self._function: Function | None = None
         self._calls: Cache[Compiled] | None = None
+        self._static = self._static_arguments() if options.has_static else (set(), set())
         for attribute in ("__doc__", "__module__"):
             if isinstance(value := getattr(fn, attribute, None), str):
                 setattr(self, attribute, value)
@@ -152,7 +153,7 @@ class StatefulMapping(Generic[P, R]):
         """
         container = _first(args)
         compiled, call, values, arrays, extra = self._prepare(container, args[1:], kwargs)
-        out, written = compiled(compiled.jitted, call, values, arrays)
+        out, written = compiled(call, values, arrays)
         indices, info = written.aux
         if info.has_static:
             out = jax.tree.map(_unfix, out, is_leaf=_is_fixed)
@@ -213,6 +214,9 @@ class StatefulMapping(Generic[P, R]):
         container, args, kwargs = jax.tree.unflatten(key.treedef, key.leaves)
         return self._trace((container, *args), kwargs).jaxpr
 
+    def __reduce__(self) -> tuple:  # without what is compiled
+        return _unflatten, ((self._options, self._name), (self._fn,))
+
     def __get__(self, instance: Any, owner: type | None = None) -> "StatefulMapping":
         if instance is None:
             return self
@@ -229,7 +233,7 @@ class StatefulMapping(Generic[P, R]):
 
     def _trace(self, args: tuple, kwargs: dict[str, Any]) -> jax.stages.Traced:
         compiled, call, values, arrays, _ = self._prepare(_first(args), args[1:], kwargs)
-        return compiled(compiled.jitted.trace, call, values, arrays)
+        return compiled(call, values, arrays, trace=True)
 
     def _prepare(
         self, container: Any, args: tuple, kwargs: dict[str, Any]
@@ -239,17 +243,20 @@ class StatefulMapping(Generic[P, R]):
         if function is None or calls is None:
             function, calls = self._resolve()
         slots, values, frame, extra = pack(container)
+        if self._options.donate and type(container) is not States:
+            raise ValueError(
+                "With `donate=True` the states are given as a context, `sm.States`, which can "
+                f"tell that its memory is gone; this is a {type(container).__name__}."
+            )
         if self._options.has_static:
             args, kwargs = self._mark_static(args, kwargs)
         leaves, treedef = jax.tree.flatten((args, kwargs))
         arrays, statics = split_leaves(leaves, args, kwargs)
-        # Types, since `1 == 1.0 == True`
-        types = statics and tuple(map(type, statics))
-        key = (slots, frame, treedef, statics, types)
+        key = (slots, frame, treedef, statics and exact(statics))
         try:
             compiled = calls.get(key)
         except TypeError:
-            _refuse_unhashable(frame, statics, treedef)
+            _refuse_unhashable(frame, statics)
             raise
         if compiled is None:
             inputs = Inputs(treedef, statics, len(extra), self._options.donate_argnums)
@@ -280,7 +287,7 @@ class StatefulMapping(Generic[P, R]):
         try:
             key = (self._function.key(lambda _: _shared.discard(key)), self._options)
             calls = _shared.get(key)
-        except TypeError:  # something static in the function is not hashable: nothing to share
+        except (TypeError, ValueError):  # something static can't be hashed or compared
             calls = Cache(_CALLS)
         self._calls = _shared.add(key, Cache(_CALLS)) if calls is None else calls
         return self._function, self._calls
@@ -309,8 +316,20 @@ class StatefulMapping(Generic[P, R]):
         axes = [a for j, a in enumerate(axes) if compiled.inputs.is_traced(j)]
         return [devices.place(x, along(a, x, 0)) for x, a in zip(arrays, axes)]
 
+    def _static_arguments(self) -> tuple[set[int], set[str]]:
+        """Which arguments are static, however they are given: as `jax.jit` resolves them."""
+        nums, names = set(self._options.static_argnums), set(self._options.static_argnames)
+        try:
+            parameters = list(inspect.signature(self._fn).parameters.values())[1:]
+        except (TypeError, ValueError):
+            return nums, names
+        positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        by_position = {i for i, name in enumerate(positional) if name in names}
+        by_name = {name for i, name in enumerate(positional) if i in nums}
+        return nums | by_position, names | by_name
+
     def _mark_static(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        nums, names = self._options.static_argnums, self._options.static_argnames
+        nums, names = self._static
         args = tuple(Static(a) if i in nums else a for i, a in enumerate(args))
         return args, {k: Static(v) if k in names else v for k, v in kwargs.items()}
 
@@ -330,7 +349,7 @@ class StatefulMapping(Generic[P, R]):
         new = list(values)
         for i, value in zip(indices, written):
             new[i] = value
-        if self._options.donate and type(container) is States and not _is_traced(new):
+        if self._options.donate and type(container) is States and not is_traced((values, new)):
             mark_donated(container)
         return frame.fill(slots, tuple(new), extra)
 
@@ -354,7 +373,7 @@ def _first(args: tuple) -> Any:
     return args[0]
 
 
-def _refuse_unhashable(frame: AnyFrame, statics: tuple[Any, ...] | None, treedef: Any) -> None:
+def _refuse_unhashable(frame: AnyFrame, statics: tuple[Any, ...] | None) -> None:
     for leaf in (*(frame.entries if isinstance(frame, Frame) else ()), *(statics or ())):
         try:
             hash(leaf)
@@ -371,10 +390,6 @@ def _is_fixed(x: Any) -> bool:
 
 def _unfix(x: Any) -> Any:
     return x.value if isinstance(x, Fixed) else x
-
-
-def _is_traced(tree: Any) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def _unflatten(aux: tuple[Options, str], children: Iterable[Any]) -> StatefulMapping:

@@ -25,8 +25,8 @@ class Options:
         axis_name: Hashable,
         axis_size: int | None,
         mapping_fn: Callable,
-        static_argnums: int | Iterable[int],
-        static_argnames: str | Iterable[str],
+        static_argnums: int | Iterable[int] | None,
+        static_argnames: str | Iterable[str] | None,
         donate: bool,
         donate_argnums: int | Iterable[int] = (),
         devices: Devices | None = None,
@@ -53,7 +53,7 @@ class Options:
         if both := self.static_argnums & self.donate_argnums:
             raise ValueError(f"Argument {min(both)} is static, and has no memory to donate.")
         names = (static_argnames,) if isinstance(static_argnames, str) else static_argnames
-        self.static_argnames = frozenset(names)
+        self.static_argnames = frozenset(names or ())
         self.donate = donate
         self.devices = devices
         self.key = (
@@ -71,13 +71,26 @@ class Options:
             donate,
             devices,
         )
-        self._hash = hash(self.key)
+        try:
+            self._hash = hash(self.key)
+        except TypeError as error:
+            raise TypeError(
+                "The parameters of a mapping key what is compiled, and one of them is not "
+                f"hashable: {error}. A filter of your own needs a `__hash__` if it has an `__eq__`."
+            ) from None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Options) and (self is other or self.key == other.key)
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_hash"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hash = hash(self.key)  # of strings, which differs between processes
 
     @property
     def has_static(self) -> bool:
@@ -92,8 +105,10 @@ def function_key(fn: Any) -> Hashable:
     return fn
 
 
-def _positions(nums: int | Iterable[int], parameter: str) -> frozenset[int]:
-    nums = frozenset((nums,) if isinstance(nums, int) else nums)
+def _positions(nums: int | Iterable[int] | None, parameter: str) -> frozenset[int]:
+    nums = frozenset((nums,) if isinstance(nums, int) else nums or ())
+    if any(not isinstance(n, int) for n in nums):
+        raise TypeError(f"`{parameter}` holds positions, which are integers, not {set(nums)}.")
     if any(n < 0 for n in nums):
         raise ValueError(
             f"`{parameter}` counts the arguments after the states from 0, and holds {min(nums)}."

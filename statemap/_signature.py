@@ -38,22 +38,37 @@ class _IsArray(dict[type, bool]):
 _is_array_type = _IsArray()
 
 
+def exact(value: Any) -> Hashable:
+    """A static value as part of a key: `1`, `1.0` and `True` are different programs, and so are
+    `0.0` and `-0.0`, while Python has them equal.
+    """
+    if isinstance(value, tuple):
+        return type(value), tuple(map(exact, value))
+    if isinstance(value, float):
+        return type(value), value.hex()
+    return type(value), value
+
+
 @jax.tree_util.register_static
 class Static:
     """An argument that `static_argnums` or `static_argnames` names."""
 
     def __init__(self, value: Any):
         self.value = value
+        self.key = exact(value)
+        try:
+            self.hash = hash(self.key)  # a PyTreeDef does not hash what is static in it
+        except TypeError:
+            raise TypeError(
+                f"The static argument {value!r} of type `{type(value).__name__}` is not hashable, "
+                "which what is compiled in must be."
+            ) from None
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Static)
-            and type(self.value) is type(other.value)
-            and bool(self.value == other.value)
-        )
+        return isinstance(other, Static) and self.key == other.key
 
     def __hash__(self) -> int:
-        return hash(self.value)
+        return self.hash
 
 
 def split_leaves(
@@ -187,15 +202,16 @@ class Function:
         """What equal functions share. Functions are referred to weakly, so that a cache keeps
         no closure alive; `on_death` is called when one of them goes.
         """
-        types = tuple(map(type, self.statics))
-        return self.treedef, types, tuple(_weak(s, on_death) for s in self.statics)
+        # What a PyTreeDef is printed as tells apart static fields that are equal in Python.
+        statics = tuple(_weak(s, on_death) for s in self.statics)
+        return repr(self.treedef), self.treedef, statics
 
 
 def _weak(leaf: PyTree, on_death: Callable[[Any], None]) -> Hashable:
     if isinstance(leaf, types.MethodType):  # made anew at each access
-        return _weak(leaf.__self__, on_death), leaf.__func__
+        return weakref.ref(leaf.__self__, on_death), leaf.__func__
     if not callable(leaf) or isinstance(leaf, (type, _Dynamic)):
-        return leaf
+        return exact(leaf)
     try:
         return weakref.ref(leaf, on_death)
     except TypeError:
@@ -205,21 +221,20 @@ def _weak(leaf: PyTree, on_death: Callable[[Any], None]) -> Hashable:
 class CacheKey:
     """The abstract signature of a call."""
 
-    __slots__ = ("leaves", "treedef")
+    __slots__ = ("key", "leaves", "treedef")
 
     def __init__(self, treedef: Any, leaves: tuple[Any, ...]):
         self.treedef = treedef
         self.leaves = leaves
+        self.key = exact(leaves)
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, CacheKey)
-            and self.treedef == other.treedef
-            and self.leaves == other.leaves
+            isinstance(other, CacheKey) and self.treedef == other.treedef and self.key == other.key
         )
 
     def __hash__(self) -> int:
-        return hash((self.treedef, self.leaves))
+        return hash((self.treedef, self.key))
 
     def __repr__(self) -> str:
         tree = jax.tree.unflatten(self.treedef, self.leaves)
