@@ -1,6 +1,6 @@
 """State-aware vectorisation for JAX: pure, typed, fast."""
 
-import importlib.metadata
+from importlib.metadata import version as _version
 
 from . import random as random
 from ._errors import (
@@ -40,4 +40,4 @@ from ._states import States as States
 from ._vmap import vmap2 as vmap2
 
 
-__version__ = importlib.metadata.version("statemap")
+__version__ = _version("statemap")

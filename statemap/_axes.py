@@ -68,8 +68,9 @@ class StateAxes:
     def assign(self, slots: Slots, values: tuple[Any, ...]) -> "list[Match | None]":
         """For each slot the first entry that matches it."""
         found: list[Match | None] = [None] * len(slots.entries)
+        states = slots.states(values) if self.entries else []
         for axis, predicate in self.entries:
-            for i, match in enumerate(slots.matching(predicate, values)):
+            for i, match in enumerate(slots.matching(predicate, states)):
                 if match and found[i] is None:
                     found[i] = Match(axis, predicate)
         return found
@@ -268,7 +269,12 @@ def argument_size(label: str, shape: tuple[int, ...], axis: int) -> tuple[int, i
     if at is None:
         raise ValueError(
             f"{label[0].upper()}{label[1:]} has shape {shape} and no axis {axis}, on which "
-            "`in_axes` maps it. Give it None in `in_axes` if all lanes share it."
+            + (
+                "`in_axes` maps it. Give it None in `in_axes` if all lanes share it."
+                if "(" in label or label[-1].isdigit()
+                else "keyword arguments are mapped. If all lanes share it, give it by position, "
+                "with None in `in_axes`."
+            )
         )
     return at, shape[at]
 

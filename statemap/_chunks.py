@@ -38,16 +38,16 @@ def chunked(
             return piece(marker, start), [piece(x, start, axis=a) for x, a in zip(arrays, axes)]
 
         one = mapping_fn(fn, in_axes=in_axes, out_axes=(0, None), axis_size=chunk_size)
-        try:
-            program, shape = jax.make_jaxpr(one, return_shape=True)(*jax.eval_shape(take, 0))
-        except NameError as error:
-            if axis_name is None or "unbound axis name" not in str(error):
-                raise
+        # The name is bound to no map, so that a collective over it stays in the program.
+        env = None if axis_name is None else [(axis_name, axis_size)]
+        make = jax.make_jaxpr(one, axis_env=env, return_shape=True)
+        program, shape = make(*jax.eval_shape(take, 0))
+        if axis_name is not None and axis_name in _named_axes(program):
             raise ValueError(
                 f"The function uses a collective over {axis_name!r}, the axis of its lanes, and "
                 f"is mapped in chunks: {chunk_size} of {axis_size} lanes are there at a time. "
                 "Leave `chunk_size` out, or take the collective out of the function."
-            ) from error
+            )
         treedef = jax.tree.structure(shape)
 
         def step(shared: list[jax.Array], start: jax.Array) -> Any:
@@ -62,6 +62,11 @@ def chunked(
         return [_join(x, axis_size) for x in stacked], shared
 
     return mapped
+
+
+def _named_axes(program: Any) -> set[Hashable]:
+    """The names of axes that a program has collectives over."""
+    return {effect.name for effect in program.effects if hasattr(effect, "name")}
 
 
 def _join(chunks: jax.Array, axis_size: int) -> jax.Array:

@@ -273,7 +273,8 @@ def _constrain(devices: Devices | None, x: Any, axis: Axis) -> Any:
 
 def _assign(slots: Slots, values: tuple[Any, ...], axes: StateAxes) -> list[Axis]:
     """The axis of each new state."""
-    matches = [(axis, p, slots.matching(p, values)) for axis, p in axes.entries]
+    states = slots.states(values)
+    matches = [(axis, p, slots.matching(p, states)) for axis, p in axes.entries]
     out: list[Axis] = []
     for i, slot in enumerate(slots.entries):
         if issubclass(slot.kind, NonBatchState):

@@ -35,10 +35,6 @@ class Layout:
     counts: list[int]  # of each state's value, how many arrays it has
     abstract: list[Any]  # the states' arrays as the lanes' program takes them
 
-    def state_axes(self, i: int) -> list[Axis]:
-        start = sum(self.counts[:i])
-        return self.axes[start : start + self.counts[i]]
-
     def values(self, leaves: list[Any]) -> tuple[Any, ...]:
         """The states' values from their arrays, given flat."""
         own = iter(leaves)

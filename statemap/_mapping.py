@@ -72,10 +72,10 @@ class StatefulMapping(Generic[P, R]):
         axis_name: Hashable = None,
         axis_size: int | None = None,
         mapping_fn: Callable[..., Any] = eqx.filter_vmap,
-        static_argnums: int | Iterable[int] = (),
-        static_argnames: str | Iterable[str] = (),
+        static_argnums: int | Iterable[int] | None = (),
+        static_argnames: str | Iterable[str] | None = (),
         donate: bool = False,
-        donate_argnums: int | Iterable[int] = (),
+        donate_argnums: int | Iterable[int] | None = (),
         devices: Any = None,
         name: str | None = None,
     ):

@@ -62,7 +62,7 @@ class MemberAxes(Mapping[Axis, InPaths]):
         return len(self._by_axis)
 
     def __hash__(self) -> int:
-        return hash(tuple(self._by_path.items()))
+        return hash(frozenset(self._by_path.items()))
 
     def __repr__(self) -> str:
         shown = (

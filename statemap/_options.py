@@ -28,7 +28,7 @@ class Options:
         static_argnums: int | Iterable[int] | None,
         static_argnames: str | Iterable[str] | None,
         donate: bool,
-        donate_argnums: int | Iterable[int] = (),
+        donate_argnums: int | Iterable[int] | None = (),
         devices: Devices | None = None,
     ):
         if unexpected_out_state_mapping not in POLICIES:

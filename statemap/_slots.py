@@ -106,11 +106,16 @@ class Slots:
     def names(self) -> list[str]:
         return [dotted(slot.path) for slot in self.entries]
 
-    def matching(self, predicate: Predicate, values: tuple[Any, ...]) -> list[bool]:
-        """Which of the slots a predicate matches, under any of their paths."""
+    def matching(self, predicate: Predicate, states: list[State]) -> list[bool]:
+        """Which of the slots a predicate matches, under any of their paths.
+
+        **Arguments:**
+
+        - `states`: from `self.states`.
+        """
         return [
             any(predicate(p, state) for p in (slot.path, *slot.aliases))
-            for slot, state in zip(self.entries, self.states(values))
+            for slot, state in zip(self.entries, states)
         ]
 
     def states(self, values: tuple[Any, ...]) -> list[State]:
@@ -169,7 +174,7 @@ def collect(found: Iterable[tuple[Path, State]], model: str | None) -> list[tupl
 def find_states(tree: PyTree) -> list[tuple[Path, Any]]:
     """The leaves of a pytree with their paths, a State being a leaf."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_state)
-    return [(to_path(keys), leaf) for keys, leaf in leaves]
+    return [(to_path(keys) or ("state",), leaf) for keys, leaf in leaves]
 
 
 def to_path(keys: tuple) -> Path:

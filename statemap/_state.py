@@ -209,6 +209,9 @@ class RandomState(State[jax.Array]):
 
     `states[rng]` is a new-style key. It is stored as the key's data, an array of `uint32`, which
     every tool that saves or moves arrays takes, and which `jax.jit` dispatches fast.
+
+    That a lane draws what it would draw alone holds for JAX's default keys, Threefry. Keys of
+    another implementation (`impl="rbg"`) draw other numbers under any `jax.vmap`.
     """
 
     impl: str = eqx.field(static=True, default="threefry2x32")

@@ -33,6 +33,13 @@ def assemble(items: list[tuple[Slot, Any]]) -> "States":
                     f"`{dotted(slot.path)}`. A name is unique in its context."
                 )
             owners[slot.name] = slot.path
+    for slot, _ in items:
+        other = owners.get(dotted(slot.path))
+        if other is not None and other != slot.path:
+            raise ValueError(
+                f"The state `{dotted(other)}` has the name {dotted(slot.path)!r}, which is the "
+                "path of another state."
+            )
     slots = intern_slots(tuple(slot for slot, _ in items))
     return make_states(slots, tuple(value for _, value in items))
 
@@ -175,7 +182,9 @@ class States:
 
         A context with the states that match, which may be none.
         """
-        return self._take(self._slots.matching(to_predicate(filter), self._values))
+        return self._take(
+            self._slots.matching(to_predicate(filter), self._slots.states(self._values))
+        )
 
     def partition(self, *filters: Filter) -> tuple["States", ...]:
         """The context in parts, one for each filter. `merge` puts them together again.
@@ -206,10 +215,10 @@ class States:
 
         `ValueError` if a state matches none of the filters.
         """
-        left = [True] * len(self)
+        left, states = [True] * len(self), self._slots.states(self._values)
         parts = []
         for filter in filters:
-            match = self._slots.matching(to_predicate(filter), self._values)
+            match = self._slots.matching(to_predicate(filter), states)
             parts.append(self._take([m and free for m, free in zip(match, left)]))
             left = [free and not m for m, free in zip(match, left)]
         if any(left):
@@ -273,12 +282,13 @@ class States:
         """Whether the states and their values are the same: a bool, or a traced one."""
         if not isinstance(other, States):
             return NotImplemented
-        return self._slots is other._slots and eqx.tree_equal(self._values, other._values)
+        mine, others = tuple(self._values), tuple(other._values)
+        return self._slots is other._slots and eqx.tree_equal(mine, others)
 
     __hash__ = None  # pyright: ignore
 
     def __reduce__(self) -> tuple:
-        return make_states, (self._slots, self._values)
+        return make_states, (self._slots, tuple(self._values))
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
         named = zip(self._slots.names(), self._slots.states(self._values))

@@ -76,7 +76,7 @@ def _is_weak(array: Any) -> bool:
 def fit(old: Any, new: Any, label: str, *, shapes: bool = True) -> Any:
     """`new` as a replacement of `old`: the same structure, shapes and dtypes, or an error.
 
-    Without `shapes`, the shapes may differ.
+    Without `shapes`, one may have axes that the other has not.
     """
     old_leaves, old_treedef = jax.tree.flatten(old)
     new_leaves, new_treedef = jax.tree.flatten(new)
@@ -89,7 +89,8 @@ def fit(old: Any, new: Any, label: str, *, shapes: bool = True) -> Any:
             continue
         if not isinstance(after, jax.Array):
             after = jnp.asarray(after) if _is_arraylike(after) else _refuse(label, after)
-        if shapes and after.shape != before.shape:
+        alike = after.shape == before.shape
+        if not alike and (shapes or not _adds_axes(before.shape, after.shape)):
             raise ValueError(_misfit(label, "shape", old, new))
         if after.dtype != before.dtype or _is_weak(after):
             # Weak values (Python numbers) take the slot's dtype where promotion would.
@@ -99,6 +100,13 @@ def fit(old: Any, new: Any, label: str, *, shapes: bool = True) -> Any:
             after = jax.lax.convert_element_type(after, before.dtype)
         fitted.append(after)
     return jax.tree.unflatten(old_treedef, fitted)
+
+
+def _adds_axes(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether one shape is the other with some axes left out."""
+    few, many = sorted((a, b), key=len)
+    rest = iter(many)
+    return len(few) < len(many) and all(n in rest for n in few)
 
 
 def _rank(array: Any) -> int:

@@ -27,8 +27,8 @@ def vmap2(
     state_in_axes: StateAxisSpec = None,
     state_out_axes: StateAxisSpec = None,
     unexpected_out_state_mapping: str = "raise",
-    static_argnums: int | Iterable[int] = (),
-    static_argnames: str | Iterable[str] = (),
+    static_argnums: int | Iterable[int] | None = (),
+    static_argnames: str | Iterable[str] | None = (),
     donate: bool = False,
     chunk_size: int | None = None,
 ) -> Callable[[Callable[P, R]], StatefulMapping[P, R]]: ...
@@ -46,8 +46,8 @@ def vmap2(
     state_in_axes: StateAxisSpec = None,
     state_out_axes: StateAxisSpec = None,
     unexpected_out_state_mapping: str = "raise",
-    static_argnums: int | Iterable[int] = (),
-    static_argnames: str | Iterable[str] = (),
+    static_argnums: int | Iterable[int] | None = (),
+    static_argnames: str | Iterable[str] | None = (),
     donate: bool = False,
     chunk_size: int | None = None,
 ) -> StatefulMapping[P, R]: ...
@@ -64,8 +64,8 @@ def vmap2(
     state_in_axes: StateAxisSpec = None,
     state_out_axes: StateAxisSpec = None,
     unexpected_out_state_mapping: str = "raise",
-    static_argnums: int | Iterable[int] = (),
-    static_argnames: str | Iterable[str] = (),
+    static_argnums: int | Iterable[int] | None = (),
+    static_argnames: str | Iterable[str] | None = (),
     donate: bool = False,
     chunk_size: int | None = None,
 ) -> Any:
@@ -118,7 +118,8 @@ def vmap2(
         that was given can't be used afterwards.
     - `chunk_size`: maps that many lanes at a time, one chunk after the other, so that memory for
         intermediate values follows it and not the number of lanes. The results are the same.
-        Collectives over the lanes are refused.
+        Collectives over the lanes are refused. Where chunks do not come out even, some lanes run
+            twice and their effects, such as `jax.debug.print`, are seen twice.
 
     **Returns:**
 

@@ -77,6 +77,16 @@ def test_what_cannot_be_chunked_is_refused():
             sm.vmap2(add, chunk_size=bad)
 
 
+def test_an_outer_axis_of_the_same_name_is_not_meant():
+    inner = sm.vmap2(lambda s, x: (jax.lax.psum(x, "i"), s), axis_name="i", chunk_size=2)
+    outer = sm.vmap2(inner, axis_name="i")
+    with pytest.raises(ValueError, match="uses a collective over 'i'"):
+        outer(sm.States(), jnp.ones((2, 3)))
+    other = sm.vmap2(lambda s, x: (jax.lax.psum(x, "j"), s), axis_name="i", chunk_size=2)
+    out, _ = sm.vmap2(other, axis_name="j")(sm.States(), jnp.ones((2, 3)))
+    np.testing.assert_array_equal(out, jnp.full((2, 3), 2.0))
+
+
 def test_writes_alike_and_outputs_that_are_shared():
     def f(states, x):
         return {"x": x, "same": jnp.ones(3) * 2}, states.set("n", states["n"] + 1)

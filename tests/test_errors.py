@@ -58,6 +58,13 @@ def test_values_of_another_shape_dtype_or_structure():
         call(lambda s, x: (x, jax.tree.map(lambda a: a.astype(int), s)), counter(), X)
 
 
+def test_sizes_of_axes_that_change():
+    with pytest.raises(ValueError, match="`counter` was given a value of another shape"):
+        call(lambda s, x: (x, jax.tree.map(lambda a: jnp.concatenate([a, a]), s)), counter(), X)
+    with pytest.raises(ValueError, match="has the name 'b', which is the path of another state"):
+        sm.States(a=sm.State(0.0, name="b"), b=sm.State(0.0))
+
+
 def test_a_state_without_the_axis():
     scalar = sm.States(counter=sm.ShortTermState(0.0))
     with pytest.raises(sm.BatchAxisError) as info:

@@ -227,3 +227,79 @@ def test_contexts_and_models_pickle_with_their_results():
     model2, states2 = pickle.loads(pickle.dumps((model, states)))
     step = lambda m, s: sm.vmap2(m, state_out_axes={0: sm.ShortTermState})(s, jnp.ones((2, 3)))
     assert eqx.tree_equal(step(model, states), step(model2, states2))
+
+
+@pytest.mark.parametrize("values", [(1, 1.0, True), (0.0, -0.0), ((1,), (1.0,)), ((0.0,), (-0.0,))])
+def test_static_values_that_python_has_equal(values):
+    class Model(eqx.Module):
+        n: object = eqx.field(static=True)
+
+        def __call__(self, states, x):
+            seen.append(repr(self.n))
+            return x, states
+
+    def static(states, x, n):
+        seen.append(repr(n))
+        return x, states
+
+    wanted = [repr(v) for v in values]
+    for call in (
+        lambda v: sm.vmap2(Model(v))(sm.States(), XS),
+        lambda v: sm.vmap2(static, static_argnums=1)(sm.States(), XS, v),
+    ):
+        seen = []
+        for v in values:
+            call(v)
+        assert seen == wanted
+
+
+def test_numbers_in_a_container_that_python_has_equal():
+    seen = []
+
+    def container(states, x):
+        seen.append(type(states["n"]))
+        return x, states
+
+    for n in (1, 1.0, True):
+        sm.vmap2(container)({"v": sm.State(0.0), "n": n}, XS)
+    assert seen == [int, float, bool]
+
+
+def test_static_arguments_are_resolved_as_jit_resolves_them():
+    def power(states, x, n):
+        return sum(x**i for i in range(n)), states
+
+    for options in ({"static_argnames": "n"}, {"static_argnums": 1}):
+        mapping = sm.vmap2(power, **options)
+        assert mapping(sm.States(), XS, 2)[0].tolist() == (1 + XS).tolist()
+        assert mapping(sm.States(), XS, n=2)[0].tolist() == (1 + XS).tolist()
+    assert sm.vmap2(power, static_argnums=None, static_argnames=None) is not None
+    with pytest.raises(TypeError, match="static argument .* is not hashable"):
+        sm.vmap2(power, static_argnames="n")(sm.States(), XS, n={})
+
+
+def test_mappings_and_maps_pickle_after_a_call():
+    mapping = sm.vmap2(add, state_in_axes=SHORT)
+    population, states = sm.Map(LIF, 2).init_all_states(n_in=2, n_out=2, key=0)
+    for _ in range(2):
+        again = pickle.loads(pickle.dumps(mapping))
+        np.testing.assert_array_equal(again(counter(), XS)[0], mapping(counter(), XS)[0])
+        copied = pickle.loads(pickle.dumps(population))
+        out = copied(states, jnp.ones((2, 2)))[0]
+        np.testing.assert_array_equal(out, population(states, jnp.ones((2, 2)))[0])
+
+
+def test_the_object_of_a_method_is_not_kept_alive():
+    class Simulation:
+        def __init__(self):
+            self.gain = jnp.ones(3)
+
+        def step(self, states, x):
+            return x * self.gain[0], states
+
+    simulation = Simulation()
+    ref = weakref.ref(simulation)
+    sm.vmap2(simulation.step)(sm.States(), XS)
+    del simulation
+    gc.collect()
+    assert ref() is None

@@ -388,6 +388,16 @@ def test_untouched_states_are_the_same_arrays():
     assert same is states
 
 
+def test_nothing_is_donated_under_other_transforms():
+    step = sm.vmap2(add, state_in_axes={0: ...}, donate=True)
+    states = counter()
+    grad = jax.grad(lambda x: step(states, x)[0].sum())
+    np.testing.assert_array_equal(grad(XS), grad(XS))
+    assert states["counter"].sum() == 0
+    with pytest.raises(ValueError, match="With `donate=True` the states are given as a context"):
+        step({"counter": sm.State(XS)}, XS)
+
+
 def test_donated_memory_is_used_once():
     zeros = jnp.zeros(N)
     step = sm.vmap2(
