@@ -84,7 +84,9 @@ class Match(NamedTuple):
 class Placement(NamedTuple):
     """What becomes of a state after the call."""
 
-    action: str  # "keep" what went in, "share" one new value, or "stack" the lanes on `axis`
+    # "keep" what went in, "share" one new value, "stack" the lanes on `axis`, or "carry": a split
+    # random state, whose lanes' keys are replaced
+    action: str
     axis: Axis
     why: str
     unexpected: bool = False

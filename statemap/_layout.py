@@ -1,6 +1,7 @@
 """Where the lanes lie: the axis of every array that goes into a mapped call, and their number."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -34,6 +35,10 @@ class Layout:
     treedefs: list[Any]  # of each state's value
     counts: list[int]  # of each state's value, how many arrays it has
     abstract: list[Any]  # the states' arrays as the lanes' program takes them
+
+    def starts(self) -> list[int]:
+        """Of each state, the position of its first array."""
+        return [0, *itertools.accumulate(self.counts)]
 
     def values(self, leaves: list[Any]) -> tuple[Any, ...]:
         """The states' values from their arrays, given flat."""

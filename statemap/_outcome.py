@@ -38,7 +38,6 @@ class Outcome:
         self.slots = slots
         self.layout = layout
         self.placements: list[Placement] = []
-        self.drawn: set[int] = set()  # split random states whose lanes' keys were replaced
         self.out_treedef: Any = None
         self.out_plan: list[tuple[str, Any]] = []  # for each leaf of the output
 
@@ -93,7 +92,7 @@ class Outcome:
         for i, slot in enumerate(self.slots.entries):
             placement = self._place(i, dotted(slot.path), written[i], state_differs.get(i, False))
             self.placements.append(placement)
-            if placement.action == "stack":
+            if placement.action in ("stack", "carry"):
                 stacked += jax.tree.leaves(new[i])
             elif placement.action == "share":
                 shared += jax.tree.leaves(new[i])
@@ -102,7 +101,9 @@ class Outcome:
     def assemble(
         self, stacked: list[jax.Array], shared: list[jax.Array]
     ) -> tuple[Any, dict[int, Any]]:
-        """Outside the map: the output, and the new values by the position of their state."""
+        """Outside the map: the output, and the new values by the position of their state. Of a
+        split random state it is the lanes' keys, which tell whether it was drawn from.
+        """
         stacked_, shared_ = iter(stacked), iter(shared)
         leaves = []
         for action, what in self.out_plan:
@@ -114,9 +115,9 @@ class Outcome:
                 leaves.append(Fixed(what))
         values: dict[int, Any] = {}
         for i, placement in enumerate(self.placements):
-            if placement.action not in ("stack", "share"):
+            if placement.action == "keep":
                 continue
-            source = stacked_ if placement.action == "stack" else shared_
+            source = shared_ if placement.action == "share" else stacked_
             new = [next(source) for _ in range(self.layout.counts[i])]
             new = [self._on_axis(i, x, placement.axis) for x in new]
             values[i] = jax.tree.unflatten(self.layout.treedefs[i], new)
@@ -145,11 +146,8 @@ class Outcome:
 
     def _place(self, i: int, path: str, written: bool, differs: bool) -> Placement:
         match_out = self.layout.matches_out[i]
-        if i in self.layout.split:
-            if written:
-                self.drawn.add(i)
-            if match_out is None or match_out.axis is None or not written:
-                return Placement("keep", None, "shared, not used")
+        if i in self.layout.split and (match_out is None or match_out.axis is None or not written):
+            return Placement("carry" if written else "keep", 0, "shared, not used")
         return place(
             path, self.layout.matches_in[i], match_out, written, differs, self.options.policy
         )

@@ -12,8 +12,10 @@ import jax.core
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
+from ._axes import Placement
 from ._container import AnyFrame
 from ._errors import BatchAxisError
+from ._forward import origin
 from ._info import Info, inform
 from ._layout import lay_out, Layout
 from ._options import Options
@@ -142,25 +144,52 @@ def trace_call(call: Call, arrays: list[Any]) -> Trace:
     except (BatchAxisError, NameError) as error:
         _explain(error, call, layout)
         raise
-    jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    read, at = set(), 0
-    for i, count in enumerate(layout.counts):
-        if any(used[at : at + count]):
-            read.add(i)
-        at += count
-    split = layout.split & (read | outcome.drawn)
-    written = {i for i, p in enumerate(outcome.placements) if p.action != "keep"}
+    out, values = shape
+    wanted, written, drawn = _changes(closed.jaxpr, layout, outcome, out, values)
+    jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
+    starts = layout.starts()
+    read = {i for i, n in enumerate(layout.counts) if any(used[starts[i] : starts[i] + n])}
+    split = layout.split & (read | drawn)
     return Trace(
         jaxpr=jaxpr,
         consts=closed.consts,
         used=list(used),
-        out_treedef=jax.tree.structure(shape),
+        out_treedef=jax.tree.structure((out, {i: values[i] for i in sorted(written)})),
         layout=layout,
         split=split,
         touched=frozenset(read | split),
         written=frozenset(written | split),
         info=inform(slots, layout, outcome, call.values, frozenset(read), split),
     )
+
+
+def _changes(
+    jaxpr: Any, layout: Layout, outcome: Outcome, out: Any, values: dict[int, Any]
+) -> tuple[list[bool], set[int], set[int]]:
+    """Which outputs of the program are wanted, which states they change, and which random states
+    are drawn from. A value that only passes through `jit` or a loop is another array to Python,
+    and is no change.
+    """
+    wanted = [True] * len(jax.tree.leaves(out))
+    written, drawn = set(), set()
+    starts = layout.starts()
+    for i in sorted(values):
+        n, at = layout.counts[i], len(wanted)
+        placement = outcome.placements[i]
+        own = jaxpr.invars[starts[i] : starts[i] + n]
+        passed = all(
+            origin(jaxpr, var) is invar for var, invar in zip(jaxpr.outvars[at : at + n], own)
+        )
+        if passed:
+            axis = None if placement.action == "share" else placement.axis
+            outcome.placements[i] = Placement("keep", axis, "passed through, not changed")
+        elif placement.action == "carry":
+            drawn.add(i)
+            outcome.placements[i] = Placement("keep", None, "")
+        else:
+            written.add(i)
+        wanted += [i in written] * n
+    return wanted, written, drawn
 
 
 def _explain(error: Exception, call: Call, layout: Layout) -> None:

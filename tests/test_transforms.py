@@ -170,3 +170,39 @@ def test_closures_over_outer_tracers():
         out, new = mapping(states, jnp.array([1.0, 2.0]))
         close(out, jnp.outer(jnp.array([1.0, 2.0]), jnp.arange(3.0)))
         close(new["c"], jnp.repeat(jnp.array([[1.0], [2.0]]), 3, 1))
+
+
+# Not `while_loop`: older versions of JAX take everything that it carries for used.
+PASS = {
+    "jit": lambda f: jax.jit(f),
+    "checkpoint": lambda f: jax.checkpoint(f),
+    "filter_jit": lambda f: eqx.filter_jit(f),
+    "filter_checkpoint": lambda f: eqx.filter_checkpoint(f),
+    "scan": lambda f: lambda s: jax.lax.scan(lambda s, _: (f(s), None), s, None, length=2)[0],
+    "while": lambda f: (
+        lambda s: jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, f(c[1])), (0, s))[1]
+    ),
+    "cond": lambda f: lambda s: jax.lax.cond(s["w"] > 0, f, lambda s: s, s),
+    "two": lambda f: jax.jit(lambda s: jax.checkpoint(f)(s)),
+}
+
+
+@pytest.mark.parametrize("around", PASS.values(), ids=PASS.keys())
+@pytest.mark.parametrize("mapping", [sm.vmap2, sm.pmap2])
+def test_what_passes_through_a_transform_in_a_lane_is_not_changed(around, mapping):
+    states = sm.States(
+        v=sm.ShortTermState(jnp.zeros(8)),
+        w=sm.ParamState(2.0),
+        r=sm.RandomState(0),
+        idle=sm.ShortTermState(jnp.ones((8, 2))),
+    )
+    f = around(lambda s: s.set("v", s["v"] + s["w"]))
+    mapped = mapping(lambda s, x: (x, f(s)), state_in_axes={0: sm.ShortTermState})
+    plan = mapped.plan(states, jnp.ones(8))
+    assert [row.path for row in plan if row.written] == ["v"]
+    _, new = mapped(states, jnp.ones(8))
+    assert new["v"][0] in (2.0, 4.0)
+    assert new["r"] == states["r"] and new["w"] == 2.0
+    if mapping is sm.vmap2:
+        for a, b in zip(new._values[:2], states._values[:2]):
+            assert a is b
