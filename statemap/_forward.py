@@ -24,8 +24,9 @@ def _before(eqn: Any, i: int) -> Any:
         own = consts + i
         return eqn.invars[skip + own] if _input(params["body_jaxpr"], i) == own else None
     if name == "scan":
-        own = params["num_consts"] + i
-        carried = i < params["num_carry"]
+        if "num_consts" not in params:  # jax 0.12, where `scan` itself leaves out what it passes on
+            return None
+        own, carried = params["num_consts"] + i, i < params["num_carry"]
         return eqn.invars[own] if carried and _input(params["jaxpr"], i) == own else None
     if name == "cond":
         found = {_input(branch, i) for branch in params["branches"]}

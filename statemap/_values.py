@@ -1,5 +1,6 @@
 """Values: pytrees of arrays, how they are taken in, described, and replaced."""
 
+import collections
 from typing import Any
 
 import equinox as eqx
@@ -76,7 +77,7 @@ def _is_weak(array: Any) -> bool:
 def fit(old: Any, new: Any, label: str, *, shapes: bool = True) -> Any:
     """`new` as a replacement of `old`: the same structure, shapes and dtypes, or an error.
 
-    Without `shapes`, one may have axes that the other has not.
+    Without `shapes`, axes may have come, gone or moved.
     """
     old_leaves, old_treedef = jax.tree.flatten(old)
     new_leaves, new_treedef = jax.tree.flatten(new)
@@ -103,10 +104,9 @@ def fit(old: Any, new: Any, label: str, *, shapes: bool = True) -> Any:
 
 
 def _adds_axes(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether one shape is the other with some axes left out."""
-    few, many = sorted((a, b), key=len)
-    rest = iter(many)
-    return len(few) < len(many) and all(n in rest for n in few)
+    """Whether one shape has the axes of the other, in any order, and perhaps more."""
+    one, other = collections.Counter(a), collections.Counter(b)
+    return one <= other or other <= one
 
 
 def _rank(array: Any) -> int:

@@ -179,9 +179,6 @@ PASS = {
     "filter_jit": lambda f: eqx.filter_jit(f),
     "filter_checkpoint": lambda f: eqx.filter_checkpoint(f),
     "scan": lambda f: lambda s: jax.lax.scan(lambda s, _: (f(s), None), s, None, length=2)[0],
-    "while": lambda f: (
-        lambda s: jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, f(c[1])), (0, s))[1]
-    ),
     "cond": lambda f: lambda s: jax.lax.cond(s["w"] > 0, f, lambda s: s, s),
     "two": lambda f: jax.jit(lambda s: jax.checkpoint(f)(s)),
 }
