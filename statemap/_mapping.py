@@ -1,6 +1,5 @@
 """`StatefulMapping`: the object that a mapping is, and how a call goes."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -16,7 +15,16 @@ from ._filters import Filter
 from ._options import Options
 from ._outcome import Fixed
 from ._plan import Plan
-from ._signature import abstract, CacheKey, exact, Function, Inputs, split_leaves, Static
+from ._signature import (
+    abstract,
+    CacheKey,
+    exact,
+    Function,
+    Inputs,
+    mark_static,
+    split_leaves,
+    static_arguments,
+)
 from ._slots import Slots
 from ._states import mark_donated, States
 
@@ -116,7 +124,7 @@ class StatefulMapping(Generic[P, R]):
         self._name = name
         self._function: Function | None = None
         self._calls: Cache[Compiled] | None = None
-        self._static = self._static_arguments() if options.has_static else (set(), set())
+        self._static = static_arguments(fn, options.static_argnums, options.static_argnames)
         for attribute in ("__doc__", "__module__"):
             if isinstance(value := getattr(fn, attribute, None), str):
                 setattr(self, attribute, value)
@@ -249,7 +257,7 @@ class StatefulMapping(Generic[P, R]):
                 f"tell that its memory is gone; this is a {type(container).__name__}."
             )
         if self._options.has_static:
-            args, kwargs = self._mark_static(args, kwargs)
+            args, kwargs = mark_static(args, kwargs, *self._static)
         leaves, treedef = jax.tree.flatten((args, kwargs))
         arrays, statics = split_leaves(leaves, args, kwargs)
         key = (slots, frame, treedef, statics and exact(statics))
@@ -315,23 +323,6 @@ class StatefulMapping(Generic[P, R]):
         axes = argument_axes(self._options.in_axes, args, kwargs)
         axes = [a for j, a in enumerate(axes) if compiled.inputs.is_traced(j)]
         return [devices.place(x, along(a, x, 0)) for x, a in zip(arrays, axes)]
-
-    def _static_arguments(self) -> tuple[set[int], set[str]]:
-        """Which arguments are static, however they are given: as `jax.jit` resolves them."""
-        nums, names = set(self._options.static_argnums), set(self._options.static_argnames)
-        try:
-            parameters = list(inspect.signature(self._fn).parameters.values())[1:]
-        except (TypeError, ValueError):
-            return nums, names
-        positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-        by_position = {i for i, name in enumerate(positional) if name in names}
-        by_name = {name for i, name in enumerate(positional) if i in nums}
-        return nums | by_position, names | by_name
-
-    def _mark_static(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        nums, names = self._static
-        args = tuple(Static(a) if i in nums else a for i, a in enumerate(args))
-        return args, {k: Static(v) if k in names else v for k, v in kwargs.items()}
 
     def _update(
         self,

@@ -4,6 +4,7 @@ keys what is compiled.
 
 import enum
 import functools
+import inspect
 import types
 import weakref
 from collections.abc import Callable, Hashable
@@ -69,6 +70,30 @@ class Static:
 
     def __hash__(self) -> int:
         return self.hash
+
+
+def static_arguments(
+    fn: Callable, nums: frozenset[int], names: frozenset[str]
+) -> tuple[frozenset[int], frozenset[str]]:
+    """Which arguments are static, however they are given: as `jax.jit` resolves them."""
+    if not nums and not names:
+        return nums, names
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return nums, names
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    by_position = {i for i, name in enumerate(positional) if name in names}
+    by_name = {name for i, name in enumerate(positional) if i in nums}
+    return nums | by_position, names | by_name
+
+
+def mark_static(
+    args: tuple, kwargs: dict[str, Any], nums: frozenset[int], names: frozenset[str]
+) -> tuple[tuple, dict[str, Any]]:
+    """The arguments with `Static` nodes in the place of those that are static."""
+    args = tuple(Static(a) if i in nums else a for i, a in enumerate(args))
+    return args, {k: Static(v) if k in names else v for k, v in kwargs.items()}
 
 
 def split_leaves(
