@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -58,7 +59,13 @@ class Devices:
         wanted = _sharding(self, axis)
         if isinstance(x, jax.Array) and x.committed and wanted.is_equivalent_to(x.sharding, x.ndim):
             return x
-        return jax.device_put(x, wanted)
+        if wanted.is_fully_addressable or isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, wanted)
+        # Over several processes, each puts its own part of what all hold. `device_put` would
+        # compare the whole of it between them at each call, and refuse NaN, and keys.
+        if not isinstance(x, jax.Array):
+            x = np.asarray(x, jax.dtypes.canonicalize_dtype(jnp.result_type(x)))
+        return jax.make_array_from_callback(np.shape(x), wanted, lambda index: x[index])
 
     def constrain(self, x: jax.Array, axis: Axis) -> jax.Array:
         """The same for an array inside a program."""

@@ -142,6 +142,9 @@ def new_states(
     if key is not None:
         mapped["key"] = jax.random.key_data(jax.random.split(as_key(key), lanes))
         mapped_axes["key"] = 0
+    if devices is not None:
+        place = devices.place
+        mapped = {k: jax.tree.map(place, x, mapped_axes[k]) for k, x in mapped.items()}
     impl = None if key is None else str(jax.random.key_impl(as_key(key)))
     made = _Made(make, kwargs, impl, state_tag, StateAxes.parse(state_out_axes, "state_out_axes"))
     extra = {} if spmd_axis_name is None else {"spmd_axis_name": spmd_axis_name}

@@ -118,6 +118,7 @@ def vmap2(
         that was given can't be used afterwards.
     - `chunk_size`: maps that many lanes at a time, one chunk after the other, so that memory for
         intermediate values follows it and not the number of lanes. The results are the same.
+        Under an outer `grad` it takes `jax.checkpoint` around the function to save much.
         Collectives over the lanes are refused. Where chunks do not come out even, some lanes run
             twice and their effects, such as `jax.debug.print`, are seen twice.
 

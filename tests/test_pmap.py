@@ -203,3 +203,15 @@ def test_arrays_in_the_function_are_copied_to_each_device_once():
     with jax.transfer_guard("disallow"):
         mapping(sm.States(), out)
     np.testing.assert_array_equal(out, 3 * XS)
+
+
+def test_new_states_of_arguments_that_lie_elsewhere():
+    gain = jax.device_put(jnp.arange(8.0), jax.devices()[1])
+    _, states, _ = sm.pmap2_new_states(
+        lambda gain, *, key: {"g": sm.ParamState(gain)},
+        dict(gain=gain),
+        key=jax.device_put(jr.PRNGKey(0), jax.devices()[2]),
+        in_axes={"gain": 0},
+    )
+    np.testing.assert_array_equal(states["g"], jnp.arange(8.0))
+    assert spec(states["g"]) == P("lanes")
