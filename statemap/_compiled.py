@@ -122,14 +122,15 @@ class Compiled:
                 if self.spread is not None:
                     self.spread(values, donated + kept)
                 pending.call = (*call, tuple(values), donated, kept, found)
+                inputs = (tuple(map(value_of, donated)), own), tuple(map(value_of, kept)), rest
                 jitted = self.jitted
-                if self.donates and not is_traced((values, arrays)):
+                if self.donates and not is_traced(inputs):
                     jitted = self.donating
-                    _refuse_aliases(pending.call, own, rest)
-                function = jitted.trace if trace else jitted
+                    leaves = jax.tree.leaves(inputs)
+                    if len(set(map(id, leaves))) < len(leaves):
+                        _refuse_aliases(Call._make(pending.call), own, rest)
                 try:
-                    given_up = tuple(map(value_of, donated)), own
-                    return function(given_up, tuple(map(value_of, kept)), rest)
+                    return (jitted.trace if trace else jitted)(*inputs)
                 except _NeedsStates as needs:
                     found = needs.trace
                 self._touch(found)
@@ -147,27 +148,28 @@ class Compiled:
 
 def is_traced(tree: Any) -> bool:
     """Whether a pytree holds a tracer."""
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+    types = set(map(type, jax.tree.leaves(tree)))  # few, while the leaves may be many
+    return any(issubclass(t, jax.core.Tracer) for t in types)
 
 
-def _refuse_aliases(fields: tuple[Any, ...], own: list[Any], rest: list[Any]) -> None:
+def _refuse_aliases(call: Call, own: list[Any], rest: list[Any]) -> None:
     """Refuses a call that donates an array and uses it a second time, before XLA does."""
-    call = Call._make(fields)
-    names = call.slots.names()
-    given = [(f"state `{names[i]}`", call.values[i]) for i in call.donated]
-    given += [("an argument", x) for x in own]
-    kept = [(f"state `{names[i]}`", call.values[i]) for i in call.kept]
-    kept += [("an argument", x) for x in rest]
-    donated: dict[int, str] = {}
-    for j, (label, value) in enumerate(given + kept):
+
+    def label(i: int | None) -> str:
+        return "an argument" if i is None else f"state `{call.slots.names()[i]}`"
+
+    given = [(i, call.values[i]) for i in call.donated] + [(None, x) for x in own]
+    kept = [(i, call.values[i]) for i in call.kept] + [(None, x) for x in rest]
+    donated: dict[int, int | None] = {}
+    for j, (i, value) in enumerate(given + kept):
         for x in jax.tree.leaves(value):
             if id(x) in donated:
                 raise ValueError(
-                    f"The memory of {donated[id(x)]} is donated, and {label} is the very same "
-                    "array. Copy one of them (`jnp.copy`), or leave `donate` off."
+                    f"The memory of {label(donated[id(x)])} is donated, and {label(i)} is the "
+                    "very same array. Copy one of them (`jnp.copy`), or leave `donate` off."
                 )
             if j < len(given) and isinstance(x, jax.Array):
-                donated[id(x)] = label
+                donated[id(x)] = i
 
 
 class Cache(Generic[V]):

@@ -277,13 +277,8 @@ class StatefulMapping(Generic[P, R]):
             values = list(values)
         if extra or function.arrays:
             arrays = [*arrays, *extra, *function.arrays]
-        return (
-            compiled,
-            (self._options, function, compiled.inputs, slots, frame),
-            values,
-            arrays,
-            (extra),
-        )
+        call = (self._options, function, compiled.inputs, slots, frame)
+        return compiled, call, values, arrays, extra
 
     def _resolve(self) -> tuple[Function, Cache[Compiled]]:
         """Finds what an equal mapping has compiled already."""
@@ -340,7 +335,7 @@ class StatefulMapping(Generic[P, R]):
         new = list(values)
         for i, value in zip(indices, written):
             new[i] = value
-        if self._options.donate and type(container) is States and not is_traced((values, new)):
+        if self._options.donate and not is_traced(written):  # nothing was, under a transform
             mark_donated(container)
         return frame.fill(slots, tuple(new), extra)
 
