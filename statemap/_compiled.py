@@ -114,14 +114,14 @@ class Compiled:
         pending, value_of = self.pending, values.__getitem__
         previous, found = pending.call, None
         if self.touched is None:  # never called: which states are touched comes first
-            found = trace_call(Call._make((*call, tuple(values), (), (), None)), arrays)
+            found = trace_call(Call._make((*call, values, (), (), None)), arrays)
             self._touch(found)
         try:
             while True:
                 donated, kept = self.touched or ((), ())
                 if self.spread is not None:
                     self.spread(values, donated + kept)
-                pending.call = (*call, tuple(values), donated, kept, found)
+                pending.call = (*call, values, donated, kept, found)
                 inputs = (tuple(map(value_of, donated)), own), tuple(map(value_of, kept)), rest
                 jitted = self.jitted
                 if self.donates and not is_traced(inputs):

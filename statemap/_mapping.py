@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 
 from ._axes import along, argument_axes, Axis, AxisSpec, StateAxisSpec
-from ._compiled import Cache, Compiled, is_traced, Spread
+from ._compiled import Cache, Compiled, is_traced, Spread, Written
 from ._container import AnyFrame, Frame, pack
 from ._devices import Devices
 from ._filters import Filter
@@ -160,14 +160,50 @@ class StatefulMapping(Generic[P, R]):
         not written in it is the same array as before.
         """
         container = _first(args)
-        compiled, call, values, arrays, extra = self._prepare(container, args[1:], kwargs)
-        out, written = compiled(call, values, arrays)
+        slots, values, frame, extra = pack(container)
+        if self._options.donate and type(container) is not States:
+            raise ValueError(
+                "With `donate=True` the states are given as a context, `sm.States`, which can "
+                f"tell that its memory is gone; this is a {type(container).__name__}."
+            )
+        out, values, written = self._run(slots, values, frame, extra, args[1:], kwargs)
         indices, info = written.aux
-        if info.has_static:
-            out = jax.tree.map(_unfix, out, is_leaf=_is_fixed)
         if info.unexpected:
             self._warn(info.unexpected)
-        return out, self._update(container, call, values, indices, written.values, extra)  # pyright: ignore
+        if not indices and self._options.devices is None:
+            return out, container  # pyright: ignore
+        values = list(values)
+        for i, value in zip(indices, written.values):
+            values[i] = value
+        if self._options.donate and not is_traced(written.values):  # nothing is, when traced
+            mark_donated(container)
+        return out, frame.fill(slots, tuple(values), extra)  # pyright: ignore
+
+    def _run(
+        self,
+        slots: Slots,
+        values: Sequence[Any],
+        frame: AnyFrame,
+        extra: tuple[Any, ...],
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, Sequence[Any], Written]:
+        """A call, in terms of the values of states.
+
+        **Arguments:**
+
+        - `slots`, `values`, `frame`, `extra`: a container taken apart. Of `values`, only the
+            touched ones are looked up, except for a trace.
+
+        **Returns:**
+
+        The output, the values as they were placed over devices, and the new values.
+        """
+        compiled, call, values, arrays = self._prepare(slots, values, frame, extra, args, kwargs)
+        out, written = compiled(call, values, arrays)
+        if written.aux[1].has_static:
+            out = jax.tree.map(_unfix, out, is_leaf=_is_fixed)
+        return out, values, written
 
     def plan(self, *args: P.args, **kwargs: P.kwargs) -> Plan:
         """What a call with these arguments does with each state, without running it: which are
@@ -181,7 +217,9 @@ class StatefulMapping(Generic[P, R]):
 
         A [`statemap.Plan`][], to print or to look rows up in.
         """
-        traced = self._trace(args, kwargs)
+        return self._plan_of(self._trace(args, kwargs))
+
+    def _plan_of(self, traced: jax.stages.Traced) -> Plan:
         _, written = traced.out_info
         info = written.info
         named = "" if self.axis_name is None else f", axis_name={self.axis_name!r}"
@@ -240,22 +278,26 @@ class StatefulMapping(Generic[P, R]):
         )
 
     def _trace(self, args: tuple, kwargs: dict[str, Any]) -> jax.stages.Traced:
-        compiled, call, values, arrays, _ = self._prepare(_first(args), args[1:], kwargs)
+        return self._traced(*pack(_first(args)), args[1:], kwargs)
+
+    def _traced(self, *parts: Any) -> jax.stages.Traced:
+        """What `_run` would run."""
+        compiled, call, values, arrays = self._prepare(*parts)
         return compiled(call, values, arrays, trace=True)
 
     def _prepare(
-        self, container: Any, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[Compiled, tuple[Any, ...], Sequence[Any], list[Any], tuple[Any, ...]]:
+        self,
+        slots: Slots,
+        values: Sequence[Any],
+        frame: AnyFrame,
+        extra: tuple[Any, ...],
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> tuple[Compiled, tuple[Any, ...], Sequence[Any], list[Any]]:
         """What is compiled for a call, and what to call it with."""
         function, calls = self._function, self._calls
         if function is None or calls is None:
             function, calls = self._resolve()
-        slots, values, frame, extra = pack(container)
-        if self._options.donate and type(container) is not States:
-            raise ValueError(
-                "With `donate=True` the states are given as a context, `sm.States`, which can "
-                f"tell that its memory is gone; this is a {type(container).__name__}."
-            )
         if self._options.has_static:
             args, kwargs = mark_static(args, kwargs, *self._static)
         leaves, treedef = jax.tree.flatten((args, kwargs))
@@ -268,7 +310,7 @@ class StatefulMapping(Generic[P, R]):
             raise
         if compiled is None:
             inputs = Inputs(treedef, statics, len(extra), self._options.donate_argnums)
-            spread = self._spread(slots, values)
+            spread = self._spread(slots, tuple(values))
             new = Compiled(self._name, inputs, self._options.donate, spread)
             compiled = calls.add(key, new)
         if self._options.devices is not None:
@@ -277,8 +319,7 @@ class StatefulMapping(Generic[P, R]):
             values = list(values)
         if extra or function.arrays:
             arrays = [*arrays, *extra, *function.arrays]
-        call = (self._options, function, compiled.inputs, slots, frame)
-        return compiled, call, values, arrays, extra
+        return compiled, (self._options, function, compiled.inputs, slots, frame), values, arrays
 
     def _resolve(self) -> tuple[Function, Cache[Compiled]]:
         """Finds what an equal mapping has compiled already."""
@@ -318,26 +359,6 @@ class StatefulMapping(Generic[P, R]):
         axes = argument_axes(self._options.in_axes, args, kwargs)
         axes = [a for j, a in enumerate(axes) if compiled.inputs.is_traced(j)]
         return [devices.place(x, along(a, x, 0)) for x, a in zip(arrays, axes)]
-
-    def _update(
-        self,
-        container: Any,
-        call: tuple[Any, ...],
-        values: Sequence[Any],
-        indices: tuple[int, ...],
-        written: Iterable[Any],
-        extra: tuple[Any, ...],
-    ) -> Any:
-        if not indices and self._options.devices is None:
-            return container
-        slots: Slots = call[3]
-        frame: AnyFrame = call[4]
-        new = list(values)
-        for i, value in zip(indices, written):
-            new[i] = value
-        if self._options.donate and not is_traced(written):  # nothing was, under a transform
-            mark_donated(container)
-        return frame.fill(slots, tuple(new), extra)
 
     def _warn(self, unexpected: tuple[str, ...]) -> None:
         if self._options.policy == "warn":

@@ -132,7 +132,8 @@ class Outcome:
             changed = any(a is not b for a, b in pairs)
             # A context rebuilt by `jax.tree.map`, say, has not been checked by `set`. Shapes may
             # have changed: a mapping inside the function gives lane axes to states, too.
-            new.append(fit(before[i], after[i], dotted(slot.path), shapes=False))
+            path, dtypes = dotted(slot.path), slot.kind.fixed_dtype
+            new.append(fit(before[i], after[i], path, shapes=False, dtypes=dtypes))
             written.append(changed)
         return new, written
 

@@ -58,6 +58,8 @@ class State(eqx.Module, Generic[T]):
 
     # Of each array in `data`, how many trailing axes are not the user's to map over.
     trailing_axes = 0
+    # Whether a mapped function must keep the dtypes of `data`.
+    fixed_dtype = True
 
     def __init__(self, value: T, name: str | None = None, tag: str | None = None):
         """**Arguments:**

@@ -5,6 +5,7 @@ what the resulting jaxpr uses; what it writes is what it returns another array f
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ class Call(NamedTuple):
     inputs: Inputs
     slots: Slots
     frame: AnyFrame
-    values: tuple[Any, ...]  # of all states, of which a trace sees the shapes and dtypes
+    values: Sequence[Any]  # of all states, of which a trace sees the shapes and dtypes
     donated: tuple[int, ...]  # the states whose values `jax.jit` is given, and may reuse
     kept: tuple[int, ...]  # the states whose values `jax.jit` is given besides
     trace: "Trace | None" = None  # of these very inputs, where there is one already
@@ -109,7 +110,8 @@ def trace_call(call: Call, arrays: list[Any]) -> Trace:
     Whatever can be wrong with axes, sizes, and what the function returns.
     """
     options, slots, inputs = call.options, call.slots, call.inputs
-    layout = lay_out(options, call.function, inputs, slots, call.values, arrays)
+    values = tuple(call.values)
+    layout = lay_out(options, call.function, inputs, slots, values, arrays)
     outcome = Outcome(options, slots, layout)
     n_state_arrays = sum(layout.counts)
 
@@ -144,8 +146,8 @@ def trace_call(call: Call, arrays: list[Any]) -> Trace:
     except (BatchAxisError, NameError) as error:
         _explain(error, call, layout)
         raise
-    out, values = shape
-    wanted, written, drawn = _changes(closed.jaxpr, layout, outcome, out, values)
+    out, new = shape
+    wanted, written, drawn = _changes(closed.jaxpr, layout, outcome, out, new)
     jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
     starts = layout.starts()
     read = {i for i, n in enumerate(layout.counts) if any(used[starts[i] : starts[i] + n])}
@@ -154,12 +156,12 @@ def trace_call(call: Call, arrays: list[Any]) -> Trace:
         jaxpr=jaxpr,
         consts=closed.consts,
         used=list(used),
-        out_treedef=jax.tree.structure((out, {i: values[i] for i in sorted(written)})),
+        out_treedef=jax.tree.structure((out, {i: new[i] for i in sorted(written)})),
         layout=layout,
         split=split,
         touched=frozenset(read | split),
         written=frozenset(written | split),
-        info=inform(slots, layout, outcome, call.values, frozenset(read), split),
+        info=inform(slots, layout, outcome, values, frozenset(read), split),
     )
 
 

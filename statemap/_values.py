@@ -74,10 +74,10 @@ def _is_weak(array: Any) -> bool:
     return getattr(jax.typeof(array), "weak_type", False)
 
 
-def fit(old: Any, new: Any, label: str, *, shapes: bool = True) -> Any:
+def fit(old: Any, new: Any, label: str, *, shapes: bool = True, dtypes: bool = True) -> Any:
     """`new` as a replacement of `old`: the same structure, shapes and dtypes, or an error.
 
-    Without `shapes`, axes may have come, gone or moved.
+    Without `shapes`, axes may have come, gone or moved; without `dtypes`, dtypes may differ.
     """
     old_leaves, old_treedef = jax.tree.flatten(old)
     new_leaves, new_treedef = jax.tree.flatten(new)
@@ -93,7 +93,7 @@ def fit(old: Any, new: Any, label: str, *, shapes: bool = True) -> Any:
         alike = after.shape == before.shape
         if not alike and (shapes or not _adds_axes(before.shape, after.shape)):
             raise ValueError(_misfit(label, "shape", old, new))
-        if after.dtype != before.dtype or _is_weak(after):
+        if dtypes and (after.dtype != before.dtype or _is_weak(after)):
             # Weak values (Python numbers) take the slot's dtype where promotion would.
             same = after.dtype == before.dtype
             if not (same or _is_weak(after) and _rank(after) <= _rank(before)):
