@@ -1,0 +1,155 @@
+"""Between cells and contexts: how code is ported piece by piece."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _state as core
+from .._slots import collect, path_order
+from .._states import assemble, States
+from .._values import dotted, Path
+from . import _cells as cells
+from ._cells import State
+from ._discover import Discovery
+from ._errors import TraceContextError
+from ._frames import Frame, peek, write_all
+from ._lift import run
+from .random import DEFAULT, RandomState
+
+
+_KINDS: tuple[tuple[type, type[core.State]], ...] = (
+    (RandomState, core.RandomState),
+    (cells.ParamState, core.ParamState),
+    (cells.HiddenState, core.HiddenState),
+    (cells.NonBatchState, core.NonBatchState),
+    (cells.ShortTermState, core.ShortTermState),
+    (cells.BatchState, core.BatchState),
+    (cells.LongTermState, core.LongTermState),
+    (State, core.State),
+)
+
+
+def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], States]:
+    """A function of cells as a pure function of a context, for the functional core and for JAX's
+    own transforms.
+
+    ```python
+    import jax, jax.numpy as jnp
+    import statemap as sm
+    from statemap import compat
+
+    class Counter(compat.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.count = compat.ShortTermState(jnp.zeros(3))
+
+        def update(self, x):
+            self.count.value = self.count.value + x
+            return self.count.value
+
+    counter = Counter()
+    step, states = compat.to_functional(counter)
+    mapped = sm.vmap2(step, state_in_axes={0: sm.ShortTermState})
+    out, states = mapped(states, jnp.arange(3.0))
+    assert counter.count.value.sum() == 0  # the cells are as they were
+    compat.from_functional(counter, states)
+    assert counter.count.value.tolist() == [0.0, 1.0, 2.0]
+    ```
+
+    **Arguments:**
+
+    - `target`: a `Module`, or another function that uses cells; or a pytree of cells.
+
+    **Returns:**
+
+    `(pure_fn, states)`. `states` is a [`statemap.States`][] with the values of the cells, under
+    the paths at which they are found, and of `random.DEFAULT`. `pure_fn(states, *args, **kwargs)`
+    returns `(out, states)`. For a pytree of cells it is `pure_fn(states, fn, *args, **kwargs)`,
+    with a function `fn` that uses them.
+
+    **Raises:**
+
+    `ValueError` for a cell with several tags. `pure_fn` raises a `TraceContextError` if a cell is
+    used that the context does not have.
+    """
+    found = _find(target)
+    names = [cell.name for cell in found.values()]
+    made = {}
+    for path, cell in found.items():
+        if len(cell.tag or ()) > 1:
+            raise ValueError(
+                f"The {cell.label} has the tags {sorted(cell.tag or ())}; a state of a context has "
+                "one. Keep one of them."
+            )
+        kind = next(kind for base, kind in _KINDS if isinstance(cell, base))
+        name = cell.name if names.count(cell.name) == 1 else None
+        made[path] = kind(peek(cell), name=name, tag=next(iter(cell.tag or ()), None))
+    states = _context(made)
+
+    def pure(states: States, *args: Any, **kwargs: Any) -> tuple[Any, States]:
+        own = list(found.items())
+        values = [_to_cell(cell, states[path]) for path, cell in own]
+        frame = Frame([cell for _, cell in own], values)
+        fn, args = (target, args) if callable(target) else (args[0], args[1:])
+        out, new = run(fn, frame, *args, **kwargs)
+        if frame.late:
+            raise TraceContextError(
+                f"The function uses a {frame.late[0].label} that is not in the context. "
+                "`to_functional` finds what the function can reach; give it the cell as well: "
+                "`to_functional([...])`."
+            )
+        paths = {cell: path for path, cell in own}
+        return out, states.update({paths[c]: value for c, value in zip(frame.written, new)})
+
+    pure.__name__ = getattr(target, "__name__", type(target).__name__)
+    return pure, states
+
+
+def from_functional(target: Any, states: States) -> None:
+    """Writes the values of a context to the cells that [`statemap.compat.to_functional`][] made
+    it of: to all, or if one can't be written to none.
+
+    **Arguments:**
+
+    - `target`: what was given to `to_functional`.
+    - `states`: the context.
+
+    **Raises:**
+
+    `ValueError` if the context has a state for which there is no cell.
+    """
+    found = _find(target)
+    if missing := [dotted(path) for path, _ in states.items() if path not in found]:
+        raise ValueError(
+            f"The context has `{missing[0]}`, for which there is no cell. There are: "
+            f"{', '.join(map(dotted, found))}."
+        )
+    own = [(found[path], states[path]) for path, _ in states.items()]
+    write_all([cell for cell, _ in own], [_to_cell(cell, value) for cell, value in own])
+
+
+def _find(target: Any) -> dict[Path, State]:
+    """The cells by the first of their paths."""
+    discovery = Discovery(target)
+    found: dict[Path, State] = {}
+    for cell, paths in discovery.paths.items():
+        free = [path for path in paths if path and path not in found]
+        found[free[0] if free else (type(cell).__name__, len(found))] = cell
+    if DEFAULT not in discovery.paths:
+        found["random", "DEFAULT"] = DEFAULT
+    return dict(sorted(found.items(), key=lambda item: path_order(item[0])))
+
+
+def _context(made: dict[Path, core.State]) -> States:
+
+    return assemble(collect(made.items(), None))
+
+
+def _to_cell(cell: State, value: Any) -> Any:
+    """A value of a context as the cell has it: a key perhaps as its two words."""
+    if isinstance(cell, RandomState):
+        typed = jnp.issubdtype(peek(cell).dtype, jax.dtypes.prng_key)
+        return value if typed else jax.random.key_data(value)
+    return value

@@ -1,0 +1,197 @@
+"""Frames: what the cells hold while a function runs under a transform.
+
+Outside of transforms a cell holds its value itself. A transform runs a function in a *frame*,
+which holds values of its own for the cells that the function uses: those that the transform
+gives it, and those that are written. When the function is done, the transform takes the new
+values from the frame, and nothing of the run is left in the cells.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from ._errors import TraceContextError
+
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # before jax 0.9
+    from jax.core import get_opaque_trace_state  # pyright: ignore
+
+
+class _Local(threading.local):
+    """What is going on in this thread."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.catchers: list[Any] = []  # of `catch_new_states`
+        self.recorders: list[Any] = []  # `StateTraceStack`s
+        self.tree_checks = [False]  # of `check_state_value_tree`
+
+
+local = _Local()
+
+
+def trace_state() -> Any:
+    """Which of JAX's traces is going on: something to compare."""
+    return get_opaque_trace_state("statemap")
+
+
+def has_tracer(value: Any) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value))
+
+
+class Frame:
+    """One run of a function under a transform.
+
+    A cell knows how many frames there were when it was made, its *level*. Frames with a higher
+    number hold its values; in the others it does not exist yet.
+    """
+
+    def __init__(self, cells: Sequence[Any] = (), values: Iterable[Any] = ()):
+        """**Arguments:**
+
+        - `cells`, `values`: those that the transform gives to the function.
+        """
+        self.values: dict[Any, Any] = dict(zip(cells, values))
+        self.given = frozenset(self.values)
+        self.read: dict[Any, None] = {}  # in order
+        self.written: dict[Any, None] = {}
+        self.reads_first: set[Any] = set()  # what is read before it is written
+        self.created: list[Any] = []
+        self.trace: Any = None
+        self.number = 0
+
+    def __enter__(self) -> "Frame":
+        self.trace = trace_state()
+        local.frames.append(self)
+        self.number = len(local.frames)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, tb: TracebackType | None):
+        local.frames.pop()
+        for cell in self.created:
+            if has_tracer(cell._value):
+                cell._value = DEAD
+
+    def get(self, cell: Any) -> Any:
+        """The value of a cell, without a note that it was read."""
+        if cell in self.values:
+            return self.values[cell]
+        return outer_value(cell, self.number - 1)
+
+    @property
+    def late(self) -> list[Any]:
+        """The cells that were used and not given."""
+        return [c for c in {**self.read, **self.written} if c not in self.given]
+
+
+class _Dead:
+    """The value of a cell that was made under a transform, once that is over."""
+
+    def __repr__(self) -> str:
+        return "<made under a transform that is over>"
+
+
+DEAD = _Dead()
+
+
+def outer_value(cell: Any, depth: int) -> Any:
+    """The value of a cell as the first `depth` frames have it."""
+    return local.frames[depth - 1].get(cell) if depth > cell._level else cell._value
+
+
+def peek(cell: Any) -> Any:
+    """The value of a cell as the running function sees it, without a note that it was read."""
+    return outer_value(cell, len(local.frames))
+
+
+def read(cell: Any) -> Any:
+    """The value of a cell as the running function sees it.
+
+    **Raises:**
+
+    `TraceContextError` where the value would be compiled in, or is gone.
+    """
+    frames = local.frames
+    if len(frames) > cell._level:
+        value = frames[-1].get(cell)
+        if cell not in frames[-1].written:
+            frames[-1].reads_first.add(cell)
+        for frame in reversed(frames[cell._level :]):  # whence the value comes
+            frame.read[cell] = None
+            if cell in frame.values:
+                break
+    else:
+        value = cell._value
+        if not frames and cell._trace != trace_state() and is_staged():
+            _refuse(cell, "read", "Its value would be compiled in, and stay as it is now.")
+    if value is DEAD:
+        raise TraceContextError(
+            f"This {cell.label} was made under a transform, and its value is gone with it. Make it "
+            "before, or with `vmap_new_states`; or give it a value: `state.value = ...`."
+        )
+    for recorder in local.recorders:
+        recorder.read_its_value(cell)
+    return value
+
+
+def write(cell: Any, value: Any, *, restore: bool = False) -> None:
+    """Gives a cell another value, as the running function sees it.
+
+    **Arguments:**
+
+    - `restore`: do so without a note that the cell was written.
+
+    **Raises:**
+
+    `TraceContextError` if a tracer would be left in the cell.
+    """
+    frames = local.frames
+    framed = len(frames) > cell._level
+    owner = frames[-1].trace if framed else cell._trace
+    if owner != trace_state() and (has_tracer(value) or is_staged()):
+        if framed or cell._level == 0:
+            _refuse(cell, "written", "A tracer would be left in it.")
+    for recorder in local.recorders:
+        recorder.write_its_value(cell)
+    if framed:
+        frames[-1].values[cell] = value
+        if not restore:
+            frames[-1].written[cell] = None
+    else:
+        cell._value = value
+
+
+def write_all(cells: Sequence[Any], values: Sequence[Any]) -> None:
+    """Writes the results of a transform to cells: to all, or if one fails to none."""
+    before = [peek(cell) for cell in cells]
+    done = 0
+    try:
+        for cell, value in zip(cells, values):
+            done += 1
+            cell._receive(value)
+    except BaseException:
+        for cell, value in zip(cells[:done], before):
+            write(cell, value, restore=True)
+        raise
+
+
+def is_staged() -> bool:
+    """Whether what is done now is recorded, to be compiled and run later."""
+    return isinstance(jnp.zeros(()) + 0, jax.core.Tracer)
+
+
+def _refuse(cell: Any, what: str, why: str) -> None:
+    raise TraceContextError(
+        f"This {cell.label} is {what} under a transform of JAX itself (`jax.jit`, `jax.grad`, "
+        f"`jax.lax.scan`, ...), which does not know of it. {why} Use the transform of the same "
+        "name in `statemap.compat.transform`.\n"
+        "Wrong:  jax.jit(f)(x)\n"
+        "Right:  transform.jit(f)(x)"
+    )

@@ -1,0 +1,339 @@
+"""Settings of a run, such as the time step `dt`: of a thread, or of a `with` block. (After
+`brainstate.environ`.)
+"""
+
+import builtins
+import contextlib
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+I = "i"
+T = "t"
+DT = "dt"
+PRECISION = "precision"
+PLATFORM = "platform"
+HOST_DEVICE_COUNT = "host_device_count"
+JIT_ERROR_CHECK = "jit_error_check"
+FIT = "fit"
+
+DEFAULT_PRECISION = 32
+SUPPORTED_PLATFORMS = ("cpu", "gpu", "tpu")
+SUPPORTED_PRECISIONS = (8, 16, 32, 64, "bf16")
+
+_MISSING: Any = object()
+_COUNT_FLAG = "--xla_force_host_platform_device_count"
+
+
+class _Local(threading.local):
+    """The settings of this thread."""
+
+    def __init__(self) -> None:
+        self.settings: dict[Hashable, Any] = {}
+        self.contexts: list[dict[str, Any]] = []  # the innermost last
+        self.behaviours: dict[str, Callable[[Any], Any]] = {}
+        self.readers: list[tuple[int, dict[Hashable, Any]]] = []  # of `reads`
+
+
+_local = _Local()
+
+
+def get(key: Hashable, default: Any = _MISSING, desc: str | None = None) -> Any:
+    """A setting: that of the innermost `context` that has it, or what was `set`.
+
+    **Arguments:**
+
+    - `key`: its name.
+    - `default`: what to give where it is not set.
+    - `desc`: what it is, for the error.
+
+    **Raises:**
+
+    `KeyError` if it is not set and there is no default.
+    """
+    if key == PLATFORM:
+        return get_platform()
+    if key == HOST_DEVICE_COUNT:
+        return get_host_device_count()
+    value = _look_up(key)
+    if value is _MISSING and key == PRECISION:
+        value = _default_precision()
+    if value is not _MISSING:
+        return value
+    if default is not _MISSING:
+        return default
+    known = ", ".join(f"`{k}`" for k in all())
+    raise KeyError(
+        f"`{key}`{f' ({desc})' if desc else ''} is not set in this thread; {known} "
+        f"{'are' if ',' in known else 'is'}. Set it with `environ.set({key}=...)`, or for a block "
+        f"with `with environ.context({key}=...):`."
+    )
+
+
+def get_dt() -> Any:
+    """The time step."""
+    return get(DT)
+
+
+def all() -> dict[Hashable, Any]:
+    """All settings."""
+    merged: dict[Hashable, Any] = {PRECISION: _default_precision(), **_local.settings}
+    for frame in _local.contexts:
+        merged.update(frame)
+    return merged
+
+
+def set(
+    platform: str | None = None,
+    host_device_count: int | None = None,
+    precision: int | str | None = None,
+    dt: Any = None,
+    **kwargs: Any,
+) -> None:
+    """Sets settings, for this thread.
+
+    **Arguments:**
+
+    - `platform`, `host_device_count`, `precision`: as `set_platform`,
+        `set_host_device_count` and `set_precision`.
+    - `dt`: the time step, a number.
+    - `**kwargs`: any others.
+
+    ```python
+    from statemap.compat import environ
+
+    environ.set(dt=0.1)
+    assert environ.get_dt() == 0.1
+    with environ.context(dt=0.5, t=2.0):
+        assert environ.get("dt") == 0.5 and environ.get("t") == 2.0
+    assert environ.pop("dt") == 0.1
+    ```
+    """
+    if dt is not None and (
+        not hasattr(dt, "__float__") and not hasattr(dt, "ndim") or getattr(dt, "ndim", 0) != 0
+    ):
+        raise TypeError(f"`dt` is a number, not {dt!r}.")
+    if precision is not None:
+        set_precision(precision)
+    if platform is not None:
+        set_platform(platform)
+    if host_device_count is not None:
+        set_host_device_count(host_device_count)
+    new = kwargs if dt is None else {**kwargs, DT: dt}
+    _local.settings.update(new)
+    for key, value in new.items():
+        _behave(key, value)
+
+
+def pop(key: Hashable, default: Any = _MISSING) -> Any:
+    """Takes a setting back, and gives its value.
+
+    **Raises:**
+
+    `ValueError` within a `context` that has it; `KeyError` if it is not set and there is no
+    default.
+    """
+    if any(key in frame for frame in _local.contexts):
+        raise ValueError(f"`{key}` is set by a `context` that is still open; it ends with that.")
+    value = _local.settings.pop(key, default)
+    if value is _MISSING:
+        known = ", ".join(f"`{k}`" for k in _local.settings)
+        raise KeyError(f"`{key}` is not set in this thread" + (f"; {known} is." if known else "."))
+    return value
+
+
+def reset() -> None:
+    """Takes all settings and behaviours of this thread back."""
+    if PRECISION in _local.settings:
+        jax.config.update("jax_enable_x64", False)
+    _local.settings.clear()
+    _local.contexts.clear()
+    _local.behaviours.clear()
+
+
+@contextlib.contextmanager
+def context(**kwargs: Any) -> Iterator[dict[Hashable, Any]]:
+    """Sets settings for a `with` block, and gives all of them.
+
+    **Raises:**
+
+    `ValueError` for `platform` and `host_device_count`, which JAX has for good.
+    """
+    for key in (PLATFORM, HOST_DEVICE_COUNT):
+        if key in kwargs:
+            raise ValueError(f"`{key}` can't change for a block; use `environ.set_{key}(...)`.")
+    with contextlib.ExitStack() as stack:
+        if PRECISION in kwargs:
+            # of this thread alone, unlike the configuration that `set_precision` changes
+            stack.enter_context(jax.enable_x64(_bits(kwargs[PRECISION]) == 64))
+        _local.contexts.append(kwargs)
+        try:
+            for key, value in kwargs.items():
+                _behave(key, value)
+            yield all()
+        finally:
+            # not `pop`: generators may leave their contexts in any order
+            _local.contexts[:] = [c for c in _local.contexts if c is not kwargs]
+            for key in _local.behaviours.keys() & kwargs.keys():
+                before = get(key, None)
+                if before is not None:
+                    _behave(key, before)
+
+
+def get_platform() -> str:
+    """The platform that JAX runs on: `"cpu"`, `"gpu"` or `"tpu"`."""
+    return jax.devices()[0].platform
+
+
+def set_platform(platform: str) -> None:
+    """Chooses the platform. Before JAX is first used."""
+    if platform not in SUPPORTED_PLATFORMS:
+        raise ValueError(f"`platform` is one of {SUPPORTED_PLATFORMS}, not {platform!r}.")
+    jax.config.update("jax_platform_name", platform)
+    _behave(PLATFORM, platform)
+
+
+def get_host_device_count() -> int:
+    """How many devices the CPU is taken for."""
+    found = re.search(rf"{_COUNT_FLAG}=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return int(found.group(1)) if found else 1
+
+
+def set_host_device_count(n: int) -> None:
+    """Has the CPU taken for `n` devices. Before JAX is first used."""
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"A number of devices is a positive int, not {n!r}.")
+    flags = re.sub(rf"{_COUNT_FLAG}=\S+", "", os.environ.get("XLA_FLAGS", "")).split()
+    os.environ["XLA_FLAGS"] = " ".join([f"{_COUNT_FLAG}={n}", *flags])
+    _behave(HOST_DEVICE_COUNT, n)
+
+
+def set_precision(precision: int | str) -> None:
+    """Sets the number of bits of `dftype()` and the like: 8, 16, 32, 64 or `"bf16"`. With 64
+    JAX has its 64-bit types, and without does not.
+    """
+    jax.config.update("jax_enable_x64", _bits(precision) == 64)
+    _local.settings[PRECISION] = precision
+    _behave(PRECISION, precision)
+
+
+def get_precision() -> int:
+    """The number of bits."""
+    return _bits(get(PRECISION))
+
+
+def dftype() -> Any:
+    """The dtype of floating-point numbers."""
+    precision = get(PRECISION)
+    if precision == "bf16":
+        return jnp.bfloat16
+    return {8: jnp.float8_e5m2, 16: np.float16, 32: np.float32, 64: np.float64}[_bits(precision)]
+
+
+def ditype() -> Any:
+    """The dtype of integers."""
+    return {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}[get_precision()]
+
+
+def dutype() -> Any:
+    """The dtype of integers that are not negative."""
+    return {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}[get_precision()]
+
+
+def dctype() -> Any:
+    """The dtype of complex numbers."""
+    return np.complex128 if get_precision() == 64 else np.complex64
+
+
+def tolerance() -> np.ndarray:
+    """How far two numbers that should be equal may be apart."""
+    bits = get_precision()
+    if bits == 64:
+        return np.asarray(1e-12, np.float64)
+    return np.asarray(1e-5, np.float32) if bits == 32 else np.asarray(1e-2, np.float16)
+
+
+def register_default_behavior(key: Any, behavior: Any, replace_if_exist: bool = False) -> None:
+    """Has a function called with each new value of a setting.
+
+    **Raises:**
+
+    `ValueError` if there is one already, unless `replace_if_exist`.
+    """
+    if not isinstance(key, str) or not callable(behavior):
+        raise TypeError(f"Not the name of a setting and a function: {key!r}, {behavior!r}.")
+    if key in _local.behaviours and not replace_if_exist:
+        raise ValueError(f"`{key}` has a behaviour; to replace it: `replace_if_exist=True`.")
+    _local.behaviours[key] = behavior
+
+
+def unregister_default_behavior(key: str) -> bool:
+    """Takes it back. Gives whether there was one."""
+    return _local.behaviours.pop(key, None) is not None
+
+
+def list_registered_behaviors() -> list[str]:
+    """The settings that have one."""
+    return list(_local.behaviours)
+
+
+@contextlib.contextmanager
+def reads() -> Iterator[dict[Hashable, Any]]:
+    """Collects the settings that are read in a `with` block and come from outside of it. A
+    transform keeps them with the program that it compiles, in which they are constants.
+    """
+    seen: dict[Hashable, Any] = {}
+    entry = (len(_local.contexts), seen)
+    _local.readers.append(entry)
+    try:
+        yield seen
+    finally:
+        _local.readers[:] = [r for r in _local.readers if r is not entry]
+
+
+def unchanged(seen: dict[Hashable, Any]) -> bool:
+    """Whether settings are still what `reads` has collected. Reading them so counts as a read."""
+    return builtins.all(_same(value, _look_up(key)) for key, value in seen.items())
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    return type(a) is type(b) and isinstance(a, (bool, int, float, complex, str)) and a == b
+
+
+def _look_up(key: Hashable) -> Any:
+    value, depth = _local.settings.get(key, _MISSING), 0
+    for i, frame in enumerate(_local.contexts, 1):
+        if key in frame:
+            value, depth = frame[key], i  # pyright: ignore
+    for outside, seen in _local.readers:
+        if depth <= outside:
+            seen.setdefault(key, value)
+    return value
+
+
+def _behave(key: Hashable, value: Any) -> None:
+    try:
+        if key in _local.behaviours:
+            _local.behaviours[key](value)  # pyright: ignore
+    except Exception as error:
+        warnings.warn(f"The behaviour of `{key}` failed: {error}", RuntimeWarning, stacklevel=3)
+
+
+def _default_precision() -> int:
+    return 64 if jnp.result_type(float) == np.float64 else DEFAULT_PRECISION
+
+
+def _bits(precision: int | str) -> int:
+    if str(precision) not in map(str, SUPPORTED_PRECISIONS):
+        raise ValueError(f"`precision` is one of {SUPPORTED_PRECISIONS}, not {precision!r}.")
+    return 16 if precision == "bf16" else int(precision)
