@@ -6,8 +6,9 @@ gives it, and those that are written. When the function is done, the transform t
 values from the frame, and nothing of the run is left in the cells.
 """
 
+import contextlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -58,16 +59,16 @@ class Frame:
 
         - `cells`, `values`: those that the transform gives to the function.
         """
-        self.values: dict[Any, Any] = dict(zip(cells, values))
-        self.given = frozenset(self.values)
+        self._initial = dict(zip(cells, values))
+        self.given = frozenset(self._initial)
+        self.caches: contextlib.ExitStack | None = None
+
+    def __enter__(self) -> "Frame":
+        self.values: dict[Any, Any] = dict(self._initial)
         self.read: dict[Any, None] = {}  # in order
         self.written: dict[Any, None] = {}
         self.reads_first: set[Any] = set()  # what is read before it is written
         self.created: list[Any] = []
-        self.trace: Any = None
-        self.number = 0
-
-    def __enter__(self) -> "Frame":
         self.trace = trace_state()
         local.frames.append(self)
         self.number = len(local.frames)
@@ -79,6 +80,26 @@ class Frame:
             if has_tracer(cell._value):
                 cell._value = DEAD
 
+    def run(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Runs a function in the frame.
+
+        JAX caches what its own transforms trace, by function. If such a function reads a cell,
+        the value of that moment would come back, in this run or in another. So then the run
+        starts again, with caches that are used no second time after a write.
+        """
+        try:
+            with self:
+                return fn(*args, **kwargs)
+        except _ReadUnderJax:
+            with contextlib.ExitStack() as self.caches:
+                self.renew_caches()
+                with self:
+                    return fn(*args, **kwargs)
+
+    def renew_caches(self) -> None:
+        if self.caches is not None:
+            self.caches.enter_context(_cache_key(object()))
+
     def get(self, cell: Any) -> Any:
         """The value of a cell, without a note that it was read."""
         if cell in self.values:
@@ -89,6 +110,14 @@ class Frame:
     def late(self) -> list[Any]:
         """The cells that were used and not given."""
         return [c for c in {**self.read, **self.written} if c not in self.given]
+
+
+class _ReadUnderJax(BaseException):
+    """A cell is read in a frame, under a transform of JAX. No error, and not for `except`."""
+
+
+# Part of the key of JAX's caches of what it traces.
+_cache_key = jax.make_user_context(None)
 
 
 class _Dead:
@@ -120,9 +149,12 @@ def read(cell: Any) -> Any:
     """
     frames = local.frames
     if len(frames) > cell._level:
-        value = frames[-1].get(cell)
-        if cell not in frames[-1].written:
-            frames[-1].reads_first.add(cell)
+        frame = frames[-1]
+        value = frame.get(cell)
+        if frame.caches is None and frame.trace != trace_state() and is_staged():
+            raise _ReadUnderJax
+        if cell not in frame.written:
+            frame.reads_first.add(cell)
         for frame in reversed(frames[cell._level :]):  # whence the value comes
             frame.read[cell] = None
             if cell in frame.values:
@@ -162,6 +194,7 @@ def write(cell: Any, value: Any, *, restore: bool = False) -> None:
         recorder.write_its_value(cell)
     if framed:
         frames[-1].values[cell] = value
+        frames[-1].renew_caches()
         if not restore:
             frames[-1].written[cell] = None
     else:

@@ -61,8 +61,7 @@ def run(fn: Callable, frame: Frame, *args: Any, **kwargs: Any) -> tuple[Any, lis
 
     Its output, and the new values of `frame.written`.
     """
-    with frame:
-        out = fn(*args, **kwargs)
+    out = frame.run(fn, *args, **kwargs)
     refuse_cells(out)
     return out, [frame.values[cell] for cell in frame.written]
 

@@ -165,7 +165,7 @@ def _number(name: str, value: Param) -> Param:
     if not isinstance(value, (list, tuple)):
         return value
     # A sequence of NumPy's values, or of strings, is left to NumPy, which keeps their precision.
-    plain = all(isinstance(leaf, (bool, int, float, complex)) for leaf in leaves)
+    plain = all(type(leaf) in (bool, int, float, complex) for leaf in leaves)
     known = plain or any(isinstance(leaf, jax.Array) for leaf in leaves)
     return jnp.asarray(value) if known else np.asarray(value)
 

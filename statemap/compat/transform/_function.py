@@ -258,10 +258,12 @@ def eval_shape(f: Callable, *args: Any, return_state_shapes: bool = False, **kwa
     treedefs: list[Any] = []
 
     def pure(args: Any, kwargs: Any) -> Any:
-        frames.append(Frame())
-        with frames[-1] as frame:
-            leaves, treedef = jax.tree.flatten(f(*args, **kwargs))
-            made = [cell.value for cell in frame.created]
+        frames.append(frame := Frame())
+
+        def call() -> Any:
+            return jax.tree.flatten(f(*args, **kwargs)), [c.value for c in frame.created]
+
+        (leaves, treedef), made = frame.run(call)
         arrays = {i: x for i, x in enumerate(leaves) if _is_output(x)}
         others.update({i: x for i, x in enumerate(leaves) if i not in arrays})
         treedefs.append(treedef)

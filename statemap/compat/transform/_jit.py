@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..._compiled import Written
+from ..._outcome import Fixed
 from .._cells import State
 from .._discover import Discovery
 from .._frames import Frame, write_all
@@ -68,9 +68,9 @@ class JittedFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if jax.config.jax_disable_jit:  # pyright: ignore
             return self.origin_fun(*args, **kwargs)
-        cells, (out, written) = self._call("__call__", args, kwargs)
-        if written.values:
-            write_all([cells[i] for i in written.aux[0]], written.values)
+        cells, (out, new, written) = self._call("__call__", args, kwargs)
+        if new:
+            write_all([cells[i] for i in written.value], new)
         return out
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
@@ -146,7 +146,9 @@ class JittedFunction:
         dynamic, named, bound = self._split(args, kwargs)
         return capture(bound, dynamic, named)
 
-    def _run(self, values: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Written]:
+    def _run(
+        self, values: Any, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Any, list[Any], Fixed]:
         """What `jax.jit` compiles."""
         cells, program = self._pending.cells, self._pending.program
         if program is not None:
@@ -161,7 +163,7 @@ class JittedFunction:
                 raise Late(frame.late)
             written = frame.written
         indices = tuple(cells.index(cell) for cell in written)
-        return out, Written((indices, None), new)  # pyright: ignore
+        return out, new, Fixed(indices)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -238,7 +240,7 @@ def jit(
             )
         options["in_shardings"] = (None, *in_shardings)
     if out_shardings is not MISSING and out_shardings is not None:
-        options["out_shardings"] = (out_shardings, None)
+        options["out_shardings"] = (out_shardings, None, None)
     given = {"donate_argnames": donate_argnames, "device": device, "backend": backend}
     options |= {k: v for k, v in given.items() if v is not None}
     options |= {k: v for k, v in {"keep_unused": keep_unused, "inline": inline}.items() if v}
