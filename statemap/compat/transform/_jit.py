@@ -1,18 +1,14 @@
 """`jit`: the values of the cells that a function touches go in, those that it writes come out."""
 
 import functools
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 
-from ..._outcome import Fixed
-from .._cells import State
-from .._discover import Discovery
-from .._frames import Frame, write_all
-from .._lift import arrays_of, capture, Late, Program, read_all, refuse_cells, run
-from ._roster import Roster
+from .._frames import write_all
+from ._jitted import Jitted
+from ._settings import variant
 
 
 class _Missing:
@@ -21,13 +17,6 @@ class _Missing:
 
 
 MISSING: Any = _Missing()
-
-
-class _Pending(threading.local):
-    """The call that this thread is making, for when `jax.jit` asks for its trace."""
-
-    cells: tuple[State, ...] = ()
-    program: Program | None = None
 
 
 class JittedFunction:
@@ -52,18 +41,7 @@ class JittedFunction:
 
     def clear_cache(self) -> None:
         """Forgets what was compiled."""
-        self._lock = threading.Lock()
-        self._pending = _Pending()
-        self._roster: Roster | None = None
-
-        def call(values: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._run(values, args, kwargs)
-
-        call.__name__ = call.__qualname__ = self.__name__
-        nums = tuple(n + 1 for n in self._nums)
-        self._jitted = jax.jit(
-            call, static_argnums=nums, static_argnames=self._names, **self._options
-        )
+        self._variants: list[Jitted] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if jax.config.jax_disable_jit:  # pyright: ignore
@@ -90,80 +68,10 @@ class JittedFunction:
         return self._call("eval_shape", args, kwargs)[1][0]
 
     def _call(self, method: str, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """The cells of the call, and what a method of `jax.jit` gives."""
-        roster, program = self._current(), None
-        if roster is None:
-            program = self._capture(args, kwargs)
-            roster = self._enlist(program.cells)
-        pending = self._pending
-        before = pending.cells, pending.program
-        try:
-            while True:
-                cells = roster.cells
-                pending.cells = cells
-                pending.program = program if program and program.cells == cells else None
-                try:
-                    return cells, getattr(self._jitted, method)(read_all(cells), *args, **kwargs)
-                except Late as late:
-                    roster = self._enlist(late.cells)
-        finally:
-            pending.cells, pending.program = before
+        return variant(self._variants, self._new).call(method, args, kwargs)
 
-    def _current(self) -> Roster | None:
-        """The cells to call with, None before the first call."""
-        roster = self._roster
-        if roster is None or roster.is_current:
-            return roster
-        renewed = roster.renewed()
-        if renewed is None or renewed.identities != roster.identities:
-            self.clear_cache()  # the function now uses its cells in another way
-            return None
-        self._roster = renewed
-        return renewed
-
-    def _enlist(self, cells: Iterable[State]) -> Roster:
-        for cell in cells:
-            arrays_of(cell)
-        with self._lock:
-            known = () if self._roster is None else self._roster.cells
-            every = dict.fromkeys([*known, *cells])
-            self._roster = Roster(self.origin_fun, Discovery(self.origin_fun), every)
-            return self._roster
-
-    def _split(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any], Callable]:
-        """The arguments that are traced, and the function with the others bound."""
-        dynamic = tuple(a for i, a in enumerate(args) if i not in self._nums)
-        static = {k: v for k, v in kwargs.items() if k in self._names}
-
-        def bound(*given: Any, **named: Any) -> Any:
-            own = iter(given)
-            every = [a if i in self._nums else next(own) for i, a in enumerate(args)]
-            return self.origin_fun(*every, **static, **named)
-
-        return dynamic, {k: v for k, v in kwargs.items() if k not in static}, bound
-
-    def _capture(self, args: tuple, kwargs: dict[str, Any]) -> Program:
-        dynamic, named, bound = self._split(args, kwargs)
-        return capture(bound, dynamic, named)
-
-    def _run(
-        self, values: Any, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[Any, list[Any], Fixed]:
-        """What `jax.jit` compiles."""
-        cells, program = self._pending.cells, self._pending.program
-        if program is not None:
-            dynamic, named, _ = self._split(args, kwargs)
-            out, new = program(values, dynamic, named)
-            written = program.written
-        else:
-            refuse_cells((args, kwargs))
-            frame = Frame(cells, values)
-            out, new = run(self.origin_fun, frame, *args, **kwargs)
-            if frame.late:
-                raise Late(frame.late)
-            written = frame.written
-        indices = tuple(cells.index(cell) for cell in written)
-        return out, new, Fixed(indices)
+    def _new(self) -> Jitted:
+        return Jitted(self.origin_fun, self.__name__, self._nums, self._names, self._options)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:

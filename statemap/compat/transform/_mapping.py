@@ -15,6 +15,7 @@ from ..._plan import Plan
 from ..._slots import intern_slots, Slot
 from ..._states import make_states, States
 from ..._values import dotted
+from .. import environ
 from .._cells import State
 from .._discover import Discovery, unchanged
 from .._errors import BatchAxisError
@@ -34,6 +35,7 @@ from ._prepared import (
     Prepared,
     Values,
 )
+from ._settings import Variant, variant
 
 
 _CONTEXT = ContextFrame()
@@ -117,12 +119,11 @@ class StatefulMapping:
         self.state_in_axes: dict[Any, Any] = options["state_in_axes"]
         self.state_out_axes: dict[Any, Any] = options["state_out_axes"]
         self.unexpected_out_state_mapping = options["policy"]
-        self._prepared: Prepared | None = None
+        self._variants: list[_Variant] = []
         self._late: dict[State, None] = {}  # cells that only running the function shows
         self._by_lane: set[State] = set()  # what the policy "auto" takes lane by lane
         self._reads_first: set[State] = set()
-        self._lane = _lane_of(fun, self._reads_first)
-        core = self._core({}, {})  # so that what is wrong with an option shows now
+        core = self._core(fun, {}, {})  # so that what is wrong with an option shows now
         self.name = core.__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -181,7 +182,7 @@ class StatefulMapping:
                 for cell in late.cells:
                     arrays_of(cell)
                 self._late.update(dict.fromkeys(late.cells))
-                self._prepared = None
+                self._forget()
             except _BatchAxisError as error:
                 raise BatchAxisError.of(error) from None
             finally:
@@ -191,12 +192,21 @@ class StatefulMapping:
         return make_states(prepared.slots, tuple(Values(prepared)))
 
     def _current(self) -> Prepared:
-        prepared = self._prepared
+        chosen = variant(self._variants, self._new_variant)
+        prepared = chosen.prepared
         if prepared is None or not unchanged(prepared.edges):
-            prepared = self._prepared = self._prepare()
+            prepared = chosen.prepared = self._prepare(chosen)
         return prepared
 
-    def _prepare(self) -> Prepared:
+    def _new_variant(self) -> "_Variant":
+        return _Variant(self.__wrapped__, self._reads_first)
+
+    def _forget(self) -> None:
+        """Has the cells and their axes found again."""
+        for each in list(self._variants):
+            each.prepared = None
+
+    def _prepare(self, chosen: "_Variant") -> Prepared:
         """Finds the cells, and the axis of each."""
         discovery = Discovery(self.__wrapped__)
         cells = list(dict.fromkeys([*reachable(self.__wrapped__, discovery), *self._late]))
@@ -228,18 +238,18 @@ class StatefulMapping:
                 for axis in axes:
                     spec.setdefault(axis, []).append(path)
             entries.append(Slot(path, kind_of(type(cell)), static, None, ()))
-        core = self._core(in_paths(state_in), in_paths(state_out))
+        core = self._core(chosen.lane, in_paths(state_in), in_paths(state_out))
         prepared = Prepared(core, intern_slots(tuple(entries)), discovery)
         prepared.cells, prepared.impls, prepared.undeclared = cells, impls, undeclared
         prepared.edges = discovery.edges(cells)
         return prepared
 
-    def _core(self, state_in: Any, state_out: Any) -> _mapping.StatefulMapping:
+    def _core(self, fn: Callable, state_in: Any, state_out: Any) -> _mapping.StatefulMapping:
         options = {k: v for k, v in self._options.items() if k != "policy"}
         policy = self.unexpected_out_state_mapping
         options |= {"state_in_axes": state_in, "state_out_axes": state_out}
         options["unexpected_out_state_mapping"] = "ignore" if policy == "auto" else policy
-        return self._make(self._lane, **options)
+        return self._make(fn, **options)
 
     def _take_by_lane(self, prepared: Prepared, info: Any) -> bool:
         """With the policy "auto", finds cells that hold a value for each lane already: those that
@@ -256,7 +266,7 @@ class StatefulMapping:
         if not found - self._by_lane:
             return False
         self._by_lane |= found
-        self._prepared = None
+        self._forget()
         return True
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -282,8 +292,17 @@ def _rebuild(fun: Callable, make: Callable[..., Any], options: dict[str, Any]) -
     return mapping
 
 
-def _lane_of(fun: Callable, reads_first: set[State]) -> Callable:
-    """The function as the core maps it: from a context to a context."""
+class _Variant(Variant):
+    """The function as the core maps it, under some settings, and its cells."""
+
+    def __init__(self, fun: Callable, reads_first: set[State]):
+        super().__init__()
+        self.lane = _lane_of(fun, reads_first, self.seen)
+        self.prepared: Prepared | None = None
+
+
+def _lane_of(fun: Callable, reads_first: set[State], seen: dict[Hashable, Any]) -> Callable:
+    """The function from a context to a context."""
 
     def lane(states: States, *args: Any, **kwargs: Any) -> Any:
         prepared = calls.stack[-1]
@@ -291,9 +310,11 @@ def _lane_of(fun: Callable, reads_first: set[State]) -> Callable:
         refuse_cells((args, kwargs))
         before = [decode(cell, x, impls.get(cell)) for cell, x in zip(cells, states._values)]
         frame = Frame(cells, before)
-        out, new = run(fun, frame, *args, **kwargs)
+        with environ.reads() as settings:
+            out, new = run(fun, frame, *args, **kwargs)
         if frame.late:
             raise Late(frame.late)
+        seen.update(settings)
         reads_first.update(frame.reads_first)
         after = list(states._values)
         index = {cell: i for i, cell in enumerate(cells)}
