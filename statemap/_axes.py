@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -65,7 +65,7 @@ class StateAxes:
     def as_dict(self) -> dict[Axis, Filter]:
         return dict(self.entries)
 
-    def assign(self, slots: Slots, values: tuple[Any, ...]) -> "list[Match | None]":
+    def assign(self, slots: Slots, values: Sequence[Any]) -> "list[Match | None]":
         """For each slot the first entry that matches it."""
         found: list[Match | None] = [None] * len(slots.entries)
         states = slots.states(values) if self.entries else []

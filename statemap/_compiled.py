@@ -7,7 +7,7 @@ not what the context holds. Which ones these are is known after the first trace.
 
 import collections
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -16,32 +16,28 @@ import jax.core
 from ._info import Info
 from ._signature import Inputs
 from ._trace import Call, Trace, trace_call
+from ._tracing import trace_state
 
 
 V = TypeVar("V")
+with jax.ensure_compile_time_eval():
+    _BASE_TRACE = trace_state()
 # Inside an outer trace, a mapping is its equations. In jax 0.12 `inline=True` comes to mean less.
 INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True  # pyright: ignore
 
 
-class Written:
-    """The new values that a compiled call returns, in the order of `indices`."""
+class Aux:
+    """What is known of a trace besides its arrays: which states it wrote, in the order of the new
+    values, and more. It comes out of `jax.jit` as the key of a dictionary, since these cost
+    nothing there.
+    """
 
-    __slots__ = ("aux", "values")
+    __slots__ = ("indices", "info", "special")
 
-    def __init__(self, aux: tuple[tuple[int, ...], Info], values: Iterable[Any]):
-        self.aux = aux
-        self.values = values
-
-    @property
-    def indices(self) -> tuple[int, ...]:
-        return self.aux[0]
-
-    @property
-    def info(self) -> Info:
-        return self.aux[1]
-
-
-jax.tree_util.register_pytree_node(Written, lambda w: (w.values, w.aux), Written)
+    def __init__(self, indices: tuple[int, ...], info: Info):
+        self.indices = indices
+        self.info = info
+        self.special = info.has_static or bool(info.unexpected)  # more is to be done
 
 
 # Moves the values of some states, given by position, to the devices where a call needs them.
@@ -53,6 +49,10 @@ class _NeedsStates(Exception):
 
     def __init__(self, trace: Trace):
         self.trace = trace
+
+
+class NotPending(Exception):
+    """`jax.jit` asks for a trace, and nothing is known of the call."""
 
 
 class _Pending(threading.local):
@@ -75,9 +75,10 @@ class Compiled:
         self.lock = threading.Lock()
         self.pending = pending = _Pending()
 
-        def run(given_up: tuple, kept: tuple, rest: list[Any]) -> tuple[Any, Written]:
-            call = Call._make(pending.call)
-            donated, own = given_up
+        def run(kept: tuple, rest: tuple, donated: tuple = (), own: tuple = ()) -> Any:
+            if not pending.call:
+                raise NotPending
+            call, pending.call = Call._make(pending.call), ()
             arrays = inputs.join_donated(own, rest)
             trace = call.trace or trace_call(call, arrays)
             given = dict(zip(call.donated + call.kept, donated + kept))
@@ -86,13 +87,13 @@ class Compiled:
             out, new = trace.run(call.slots, given, arrays)
             for i in call.donated:  # memory that was given away must come back
                 new.setdefault(i, given[i])
-            return out, Written((tuple(new), trace.info), tuple(new.values()))
+            return out, {Aux(tuple(new), trace.info): tuple(new.values())}
 
         run.__name__ = run.__qualname__ = name
         self.donates = donate or bool(inputs.donated)
         self.jitted = jax.jit(run, inline=INLINE)
         # Not for use under `grad` and the like, which would donate what they need again.
-        self.donating = jax.jit(run, inline=INLINE, donate_argnums=(0,))
+        self.donating = jax.jit(run, inline=INLINE, donate_argnums=(2, 3))
 
     def __call__(
         self,
@@ -116,19 +117,24 @@ class Compiled:
         if self.touched is None:  # never called: which states are touched comes first
             found = trace_call(Call._make((*call, values, (), (), None)), arrays)
             self._touch(found)
+        donates = self.donates and is_base_trace()
         try:
             while True:
                 donated, kept = self.touched or ((), ())
                 if self.spread is not None:
                     self.spread(values, donated + kept)
+                if not donates:
+                    donated, kept = (), donated + kept
                 pending.call = (*call, values, donated, kept, found)
-                inputs = (tuple(map(value_of, donated)), own), tuple(map(value_of, kept)), rest
-                jitted = self.jitted
-                if self.donates and not is_traced(inputs):
-                    jitted = self.donating
+                jitted, inputs = self.jitted, (tuple(map(value_of, kept)), rest)
+                if donates:
+                    given_up = tuple(map(value_of, donated)), tuple(own)
+                    jitted, inputs = self.donating, (inputs[0], tuple(rest), *given_up)
                     leaves = jax.tree.leaves(inputs)
                     if len(set(map(id, leaves))) < len(leaves):
                         _refuse_aliases(Call._make(pending.call), own, rest)
+                else:
+                    inputs = inputs[0], tuple(self.inputs.join_donated(own, rest))
                 try:
                     return (jitted.trace if trace else jitted)(*inputs)
                 except _NeedsStates as needs:
@@ -146,10 +152,9 @@ class Compiled:
             self.touched = tuple(sorted(donated)), tuple(sorted(kept))
 
 
-def is_traced(tree: Any) -> bool:
-    """Whether a pytree holds a tracer."""
-    types = set(map(type, jax.tree.leaves(tree)))  # few, while the leaves may be many
-    return any(issubclass(t, jax.core.Tracer) for t in types)
+def is_base_trace() -> bool:
+    """Whether no transform is going on, so that all values are arrays."""
+    return trace_state() == _BASE_TRACE
 
 
 def _refuse_aliases(call: Call, own: list[Any], rest: list[Any]) -> None:

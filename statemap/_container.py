@@ -1,5 +1,6 @@
 """Containers: what a mapping takes as its states. A context, or any pytree with States in it."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -44,7 +45,7 @@ class Frame(NamedTuple):
     paths: tuple[Path, ...]
     types: tuple[type, ...]  # of the entries, since Python has `1 == 1.0 == True`
 
-    def fill(self, slots: Slots, values: tuple[Any, ...], arrays: tuple[Any, ...]) -> PyTree:
+    def fill(self, slots: Slots, values: Sequence[Any], arrays: tuple[Any, ...]) -> PyTree:
         """The container with these values and arrays."""
         leaves = []
         for entry in self.entries:
@@ -98,10 +99,10 @@ class Frame(NamedTuple):
 class ContextFrame(NamedTuple):
     """The frame of a container that is just a context."""
 
-    def fill(self, slots: Slots, values: tuple[Any, ...], arrays: tuple[Any, ...]) -> States:
+    def fill(self, slots: Slots, values: Sequence[Any], arrays: tuple[Any, ...]) -> States:
         return make_states(slots, values)
 
-    def read(self, slots: Slots, container: PyTree, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    def read(self, slots: Slots, container: PyTree, arrays: tuple[Any, ...]) -> Sequence[Any]:
         return read_context(slots, container)
 
 
@@ -159,7 +160,7 @@ def pack(container: PyTree) -> tuple[Slots, tuple[Any, ...], "AnyFrame", tuple[A
 AnyFrame = Frame | ContextFrame
 
 
-def read_context(slots: Slots, returned: Any) -> tuple[Any, ...]:
+def read_context(slots: Slots, returned: Any) -> Sequence[Any]:
     """The values of a context that a function returned in the place of one with these slots."""
     if not isinstance(returned, States):
         raise ValueError(

@@ -1,7 +1,7 @@
 """New states, made in lanes: `vmap2_new_states`."""
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -274,7 +274,7 @@ def _constrain(devices: Devices | None, x: Any, axis: Axis) -> Any:
     return jax.tree.map(lambda leaf: devices.constrain(leaf, axis), x)
 
 
-def _assign(slots: Slots, values: tuple[Any, ...], axes: StateAxes) -> list[Axis]:
+def _assign(slots: Slots, values: Sequence[Any], axes: StateAxes) -> list[Axis]:
     """The axis of each new state."""
     states = slots.states(values)
     matches = [(axis, p, slots.matching(p, states)) for axis, p in axes.entries]

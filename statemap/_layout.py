@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -54,7 +55,7 @@ def lay_out(
     function: Function,
     inputs: Inputs,
     slots: Slots,
-    values: tuple[Any, ...],
+    values: Sequence[Any],
     arrays: list[Any],
 ) -> Layout:
     """The layout of a call, or the error that says why there is none.

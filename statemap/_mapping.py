@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 
 from ._axes import along, argument_axes, Axis, AxisSpec, StateAxisSpec
-from ._compiled import Cache, Compiled, is_traced, Spread, Written
+from ._compiled import Aux, Cache, Compiled, is_base_trace, Spread
 from ._container import AnyFrame, Frame, pack
 from ._devices import Devices
 from ._filters import Filter
@@ -27,6 +27,7 @@ from ._signature import (
 )
 from ._slots import Slots
 from ._states import mark_donated, States
+from ._warm import Warm
 
 
 P = ParamSpec("P")
@@ -124,6 +125,7 @@ class StatefulMapping(Generic[P, R]):
         self._name = name
         self._function: Function | None = None
         self._calls: Cache[Compiled] | None = None
+        self._warm: Warm | None = None
         self._static = static_arguments(fn, options.static_argnums, options.static_argnames)
         for attribute in ("__doc__", "__module__"):
             if isinstance(value := getattr(fn, attribute, None), str):
@@ -159,6 +161,10 @@ class StatefulMapping(Generic[P, R]):
         `(out, states)`: the output with lanes on `out_axes`, and the updated container. What was
         not written in it is the same array as before.
         """
+        warm = self._warm
+        if warm is not None and not kwargs and (result := warm(args)) is not None:
+            out, aux, states = result
+            return (self._finish(out, aux) if aux.special else out), states  # pyright: ignore
         container = _first(args)
         slots, values, frame, extra = pack(container)
         if self._options.donate and type(container) is not States:
@@ -166,44 +172,44 @@ class StatefulMapping(Generic[P, R]):
                 "With `donate=True` the states are given as a context, `sm.States`, which can "
                 f"tell that its memory is gone; this is a {type(container).__name__}."
             )
-        out, values, written = self._run(slots, values, frame, extra, args[1:], kwargs)
-        indices, info = written.aux
-        if info.unexpected:
-            self._warn(info.unexpected)
-        if not indices and self._options.devices is None:
+        compiled, call, values, arrays = self._prepare(
+            slots, values, frame, extra, args[1:], kwargs
+        )
+        out, found = compiled(call, values, arrays)
+        aux, new = found.popitem()
+        out = self._finish(out, aux) if aux.special else out
+        if self._options.devices is None and Warm.fits(args, kwargs):
+            self._warm = Warm(compiled, slots, args, call[1].arrays, aux)
+        if not aux.indices and self._options.devices is None:
             return out, container  # pyright: ignore
         values = list(values)
-        for i, value in zip(indices, written.values):
+        for i, value in zip(aux.indices, new):
             values[i] = value
-        if self._options.donate and not is_traced(written.values):  # nothing is, when traced
+        if self._options.donate and is_base_trace():  # nothing is, when traced
             mark_donated(container)
         return out, frame.fill(slots, tuple(values), extra)  # pyright: ignore
 
-    def _run(
-        self,
-        slots: Slots,
-        values: Sequence[Any],
-        frame: AnyFrame,
-        extra: tuple[Any, ...],
-        args: tuple,
-        kwargs: dict[str, Any],
-    ) -> tuple[Any, Sequence[Any], Written]:
-        """A call, in terms of the values of states.
+    def _run(self, *parts: Any) -> tuple[Any, Aux, tuple[Any, ...]]:
+        """A call in terms of the values of states.
 
         **Arguments:**
 
-        - `slots`, `values`, `frame`, `extra`: a container taken apart. Of `values`, only the
-            touched ones are looked up, except for a trace.
+        - `parts`: the slots, values, frame and other arrays of a container, `args`, `kwargs`. Of
+            the values, only the touched ones are looked up, except for a trace.
 
         **Returns:**
 
-        The output, the values as they were placed over devices, and the new values.
+        The output, what is known of the trace, and the new values.
         """
-        compiled, call, values, arrays = self._prepare(slots, values, frame, extra, args, kwargs)
-        out, written = compiled(call, values, arrays)
-        if written.aux[1].has_static:
-            out = jax.tree.map(_unfix, out, is_leaf=_is_fixed)
-        return out, values, written
+        compiled, call, values, arrays = self._prepare(*parts)
+        out, found = compiled(call, values, arrays)
+        return out, *found.popitem()
+
+    def _finish(self, out: Any, aux: Aux) -> Any:
+        """The output with what is no array in it; and the warning, where there is one."""
+        if aux.info.unexpected:
+            self._warn(aux.info.unexpected)
+        return jax.tree.map(_unfix, out, is_leaf=_is_fixed) if aux.info.has_static else out
 
     def plan(self, *args: P.args, **kwargs: P.kwargs) -> Plan:
         """What a call with these arguments does with each state, without running it: which are
@@ -220,8 +226,8 @@ class StatefulMapping(Generic[P, R]):
         return self._plan_of(self._trace(args, kwargs))
 
     def _plan_of(self, traced: jax.stages.Traced) -> Plan:
-        _, written = traced.out_info
-        info = written.info
+        _, found = traced.out_info
+        info = next(iter(found)).info
         named = "" if self.axis_name is None else f", axis_name={self.axis_name!r}"
         return Plan(f"{self.__name__} ({info.lanes} lanes{named})", info.rows())
 
@@ -329,7 +335,8 @@ class StatefulMapping(Generic[P, R]):
             place = self._options.devices.place
             self._function.arrays = [place(x, None) for x in self._function.arrays]
         try:
-            key = (self._function.key(lambda _: _shared.discard(key)), self._options)
+            discard = _shared.discard  # when Python exits, the name goes first
+            key = (self._function.key(lambda _: discard(key)), self._options)
             calls = _shared.get(key)
         except (TypeError, ValueError):  # something static can't be hashed or compared
             calls = Cache(_CALLS)
@@ -366,7 +373,7 @@ class StatefulMapping(Generic[P, R]):
             warnings.warn(
                 f"{self.__name__} wrote values that depend on the lane to shared states, which "
                 f"`state_out_axes` does not list: {listed}. They have the lanes on axis 0 now.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

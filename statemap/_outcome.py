@@ -1,6 +1,7 @@
 """What comes out of a lane: which states it wrote, whether lanes differ, and where each goes."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -46,7 +47,7 @@ class Outcome:
         return any(action == "fixed" for action, _ in self.out_plan)
 
     def sort(
-        self, marker: jax.Array, out: Any, before: tuple[Any, ...], after: tuple[Any, ...]
+        self, marker: jax.Array, out: Any, before: Sequence[Any], after: Sequence[Any]
     ) -> tuple[list[jax.Array], list[jax.Array]]:
         """Inside a lane: the arrays to stack, and the arrays to share.
 
@@ -123,9 +124,7 @@ class Outcome:
             values[i] = jax.tree.unflatten(self.layout.treedefs[i], new)
         return jax.tree.unflatten(self.out_treedef, leaves), values
 
-    def _written(
-        self, before: tuple[Any, ...], after: tuple[Any, ...]
-    ) -> tuple[list[Any], list[bool]]:
+    def _written(self, before: Sequence[Any], after: Sequence[Any]) -> tuple[list[Any], list[bool]]:
         new, written = [], []
         for i, slot in enumerate(self.slots.entries):
             pairs = zip(jax.tree.leaves(before[i]), jax.tree.leaves(after[i]))

@@ -7,7 +7,7 @@ import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -174,7 +174,7 @@ class Inputs:
         rest = [x for i, x in enumerate(arrays) if i not in self.donated]
         return [arrays[i] for i in self.donated], rest
 
-    def join_donated(self, own: list[Any], rest: list[Any]) -> list[Any]:
+    def join_donated(self, own: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
         """All arrays in order, from the two parts."""
         arrays = list(rest)
         for i, x in zip(self.donated, own):

@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -118,7 +118,7 @@ class Slots:
             for slot, state in zip(self.entries, states)
         ]
 
-    def states(self, values: tuple[Any, ...]) -> list[State]:
+    def states(self, values: Sequence[Any]) -> list[State]:
         return [with_fields(spec, data=v) for spec, v in zip(self.specs, values)]
 
 

@@ -1,6 +1,6 @@
 """The context: an immutable mapping from the paths of states to their values."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload, TypeVar
 
 import equinox as eqx
@@ -70,7 +70,7 @@ class States:
 
     __slots__ = ("_slots", "_values", "__weakref__")
     _slots: Slots
-    _values: tuple[Any, ...]
+    _values: Sequence[Any]  # a tuple, or an `Overlay`
 
     def __init__(self, tree: PyTree = None, /, **named: PyTree):
         """**Arguments:**
@@ -331,12 +331,18 @@ def mark_donated(states: States) -> None:
     object.__setattr__(states, "_values", _Donated())
 
 
-def make_states(slots: Slots, values: tuple[Any, ...]) -> States:
+def make_states(slots: Slots, values: Sequence[Any]) -> States:
     """A context from its two parts, past all checks."""
-    self = object.__new__(States)
-    object.__setattr__(self, "_slots", slots)
-    object.__setattr__(self, "_values", values)
+    self = _new(States)
+    _set_slots(self, slots)
+    _set_values(self, values)
     return self
+
+
+# At every call of a mapping; `object.__setattr__` takes twice as long.
+_new = object.__new__
+_set_slots = States.__dict__["_slots"].__set__
+_set_values = States.__dict__["_values"].__set__
 
 
 def _flatten_with_keys(states: States) -> tuple:

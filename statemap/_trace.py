@@ -16,7 +16,7 @@ from jax.interpreters import partial_eval
 from ._axes import Placement
 from ._container import AnyFrame
 from ._errors import BatchAxisError
-from ._forward import origin
+from ._forward import Origins
 from ._info import Info, inform
 from ._layout import lay_out, Layout
 from ._options import Options
@@ -173,14 +173,14 @@ def _changes(
     and is no change.
     """
     wanted = [True] * len(jax.tree.leaves(out))
-    written, drawn = set(), set()
+    written, drawn, origins = set(), set(), Origins()
     starts = layout.starts()
     for i in sorted(values):
         n, at = layout.counts[i], len(wanted)
         placement = outcome.placements[i]
         own = jaxpr.invars[starts[i] : starts[i] + n]
         passed = all(
-            origin(jaxpr, var) is invar for var, invar in zip(jaxpr.outvars[at : at + n], own)
+            origins.of(jaxpr, var) is invar for var, invar in zip(jaxpr.outvars[at : at + n], own)
         )
         if passed:
             axis = None if placement.action == "share" else placement.axis

@@ -16,13 +16,8 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+from .._tracing import trace_state as trace_state
 from ._errors import TraceContextError
-
-
-try:
-    from jax.extend.core import get_opaque_trace_state
-except ImportError:  # before jax 0.9
-    from jax.core import get_opaque_trace_state  # pyright: ignore
 
 
 class _Local(threading.local):
@@ -36,11 +31,6 @@ class _Local(threading.local):
 
 
 local = _Local()
-
-
-def trace_state() -> Any:
-    """Which of JAX's traces is going on: something to compare."""
-    return get_opaque_trace_state("statemap")
 
 
 def has_tracer(value: Any) -> bool:

@@ -189,7 +189,7 @@ class Real(Source):
         lower, upper, loc, scale = (cast(x, dtype) for x in (lower, upper, loc, scale))
         root = np.sqrt(2).astype(dtype)
 
-        def edge(bound: jax.Array) -> jax.Array:
+        def edge(bound: Param) -> jax.Array:
             """`erf` of a bound, by way of the distribution function: it decides the last bits."""
             return 2 * ((1 + lax.erf((bound - loc) / scale / root)) / 2) - 1
 

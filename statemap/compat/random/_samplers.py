@@ -29,10 +29,10 @@ def f(key: jax.Array, dfnum: Param, dfden: Param, shape: Shape, dtype: DType) ->
 
 
 def noncentral_chisquare(
-    keys: jax.Array, df: jax.Array, nonc: jax.Array, shape: Shape, dtype: DType
+    keys: jax.Array, df: Param, nonc: Param, shape: Shape, dtype: DType
 ) -> jax.Array:
     """Not compiled as one piece by itself, but where it is a part of `noncentral_f`."""
-    twice = (2.0 * jr.poisson(keys[0], 0.5 * nonc, shape, int_dtype())).astype(dtype)
+    twice = 2 * jr.poisson(keys[0], 0.5 * nonc, shape, int_dtype()).astype(dtype)
     normal = jr.normal(keys[1], shape, dtype) + jnp.sqrt(nonc)
     many = df > 1
     central = jnp.where(many, df - 1, df + twice)
@@ -62,7 +62,7 @@ _SMALL_KAPPA = {"float16": 1.8e-1, "float32": 2e-2, "float64": 1.2e-4}
 
 
 @_compiled
-def von_mises(key: jax.Array, kappa: jax.Array, shape: Shape, dtype: DType) -> jax.Array:
+def von_mises(key: jax.Array, kappa: Param, shape: Shape, dtype: DType) -> jax.Array:
     """Around 0, by Best and Fisher (1979): angles are proposed, and most are kept."""
     small = _SMALL_KAPPA.get(jnp.dtype(dtype).name)
     if small is None:

@@ -128,16 +128,14 @@ class StatefulMapping:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         while True:
-            prepared, (out, _, written) = self._with(args, kwargs, "_run")
+            prepared, (out, aux, values) = self._with(args, kwargs, "_run")
             prepared.look_at_edges()
-            indices, info = written.aux
-            if not info.unexpected or not self._take_by_lane(prepared, info):
+            if not aux.special or not self._take_by_lane(prepared, aux.info):
                 break
-        if info.unexpected:
-            prepared.core._warn(info.unexpected)
-        if indices:
-            cells = [prepared.cells[i] for i in indices]
-            values = written.values
+        if aux.special:
+            out = prepared.core._finish(out, aux)
+        if values:
+            cells = [prepared.cells[i] for i in aux.indices]
             if prepared.impls:
                 impls = prepared.impls
                 values = [decode(c, v, impls.get(c)) for c, v in zip(cells, values)]
