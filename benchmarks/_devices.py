@@ -28,10 +28,13 @@ ENVIRONMENT = {
 }
 
 
+def mesh() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("devices",))
+
+
 def laid_out(tree: Any) -> Any:
     """Arrays with their lanes over the devices."""
-    mesh = Mesh(np.array(jax.devices()), ("devices",))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("devices")))
+    return jax.device_put(tree, NamedSharding(mesh(), PartitionSpec("devices")))
 
 
 def folded(tree: Any) -> Any:
@@ -45,7 +48,8 @@ def by_hand(work: Work) -> Call:
 
 
 def statemap(work: Work, donate: bool = False) -> Call:
-    mapped = statemap_map(work, sm.pmap2, donate=donate)
+    mapping = functools.partial(sm.pmap2, devices=mesh(), axis_name="devices")
+    mapped = statemap_map(work, mapping, donate=donate)
     values = laid_out(work.values())
     states = sm.States({name: sm.ShortTermState(value) for name, value in values.items()})
     return threaded(mapped, states, laid_out(work.args), statemap_read)

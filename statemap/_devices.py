@@ -57,7 +57,8 @@ class Devices:
         if axis is not None and np.shape(x)[axis] % self.count:
             return x
         wanted = _sharding(self, axis)
-        if isinstance(x, jax.Array) and x.committed and wanted.is_equivalent_to(x.sharding, x.ndim):
+        # An equal layout in another mesh would take `jax.jit` its fast path.
+        if isinstance(x, jax.Array) and x.committed and x.sharding == wanted:
             return x
         if wanted.is_fully_addressable or isinstance(x, jax.Array) and not x.is_fully_addressable:
             return jax.device_put(x, wanted)

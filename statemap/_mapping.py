@@ -26,7 +26,7 @@ from ._signature import (
     static_arguments,
 )
 from ._slots import Slots
-from ._states import mark_donated, States
+from ._states import make_states, mark_donated, States
 from ._warm import Warm
 
 
@@ -178,15 +178,20 @@ class StatefulMapping(Generic[P, R]):
         out, found = compiled(call, values, arrays)
         aux, new = found.popitem()
         out = self._finish(out, aux) if aux.special else out
-        if self._options.devices is None and Warm.fits(args, kwargs):
-            self._warm = Warm(compiled, slots, args, call[1].arrays, aux)
-        if not aux.indices and self._options.devices is None:
+        devices = self._options.devices
+        fits = Warm.fits(args, kwargs)
+        if fits:
+            placed = None if devices is None else tuple(x.sharding for x in arrays)
+            warm = self._warm = Warm(compiled, slots, args, call[1].arrays, aux, placed)
+        if not aux.indices and devices is None:
             return out, container  # pyright: ignore
         values = list(values)
         for i, value in zip(aux.indices, new):
             values[i] = value
         if self._options.donate and is_base_trace():  # nothing is, when traced
             mark_donated(container)
+        if fits and devices is not None:
+            return out, make_states(slots, warm.adopt(values))  # pyright: ignore
         return out, frame.fill(slots, tuple(values), extra)  # pyright: ignore
 
     def _run(self, *parts: Any) -> tuple[Any, Aux, tuple[Any, ...]]:

@@ -107,7 +107,8 @@ def pmap2(
     - `static_broadcasted_argnums`: arguments whose values are compiled in, counted after the
         states.
     - `devices`: the devices, or an existing `jax.sharding.Mesh`. All devices by default, those of
-        other processes included.
+        other processes included. Arrays that lie on a mesh of your own are best given with it:
+        otherwise each call moves them to another mesh, be it one of the same devices.
     - `backend`: `"cpu"`, `"gpu"` or `"tpu"`, for the default devices.
     - `donate_argnums`: arguments whose memory the call may reuse, counted after the states.
     - `global_arg_shapes`: has left JAX; `None` only.

@@ -29,25 +29,36 @@ class Warm:
         "jitted",
         "n_donated",
         "n_inputs",
+        "shardings",
         "slots",
         "updates",
     )
 
     def __init__(
-        self, compiled: Compiled, slots: Slots, args: tuple, function_arrays: list[Any], aux: Aux
+        self,
+        compiled: Compiled,
+        slots: Slots,
+        args: tuple,
+        function_arrays: list[Any],
+        aux: Aux,
+        shardings: tuple[Any, ...] | None,
     ):
         """**Arguments:**
 
         - `args`: of a call that the slow way has made.
         - `function_arrays`: the function's own arrays.
         - `aux`: what came of that call.
+        - `shardings`: where arguments must lie, if lanes lie on devices.
         """
         donated, kept = compiled.touched or ((), ())
         inputs = donated + kept
         only_written = tuple(sorted(set(aux.indices) - set(inputs)))
         self.chosen = Chosen(inputs + only_written)
         self.n_inputs = len(inputs) if only_written else None  # of the chosen ones
-        self.is_whole = self.chosen.indices == tuple(range(len(slots.entries)))
+        # Over devices, only of values that came out of the mapping is known where they lie.
+        every = tuple(range(len(slots.entries)))
+        self.is_whole = shardings is None and self.chosen.indices == every
+        self.shardings = shardings
         self.n_donated = len(donated)
         self.jitted = compiled.jitted
         self.donating = compiled.donating
@@ -79,6 +90,12 @@ class Warm:
         before, base = states._values, None
         if type(before) is Overlay and before.chosen is self.chosen:
             values, base = before.values, before.base
+            if self.shardings is not None:
+                for x, sharding in zip(rest, self.shardings):
+                    if x.sharding is not sharding and x.sharding != sharding:
+                        return None
+        elif self.shardings is not None:
+            return None
         elif self.is_whole and type(before) is tuple:
             values = before
         else:
@@ -93,7 +110,8 @@ class Warm:
                 out, found = self.donating(given[n:], rest, given[:n], ())
             else:
                 return None
-        except (NotPending, jax.errors.JaxRuntimeError):  # the slow way says what is wrong
+        except (NotPending, ValueError, jax.errors.JaxRuntimeError):
+            # The slow way says what is wrong.
             return None
         aux, new = found.popitem()
         if not new:
@@ -107,6 +125,11 @@ class Warm:
         if not self.is_whole:
             values = overlay(base or self._base(before), self.chosen, values)
         return out, aux, make_states(self.slots, values)
+
+    def adopt(self, values: list[Any]) -> Overlay:
+        """Values that the slow way has placed, known as such to the next call."""
+        chosen = tuple(map(values.__getitem__, self.chosen.indices))
+        return overlay(self._base(values), self.chosen, chosen)
 
     def _update(self, aux: Aux) -> Any:
         """What makes, of the chosen values and the new ones after them, the chosen values after

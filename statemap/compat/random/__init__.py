@@ -4,7 +4,7 @@
 from statemap.compat import random
 
 random.seed(42)
-print(random.rand(3))  # [0.95598125 0.4032725  0.96086407]
+print(random.rand(3))  # [0.72766423 0.78786755 0.18169427]
 ```
 
 The functions draw from `DEFAULT`, and as methods of a [`statemap.compat.random.RandomState`][]

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, SupportsIndex, TypeVar
 
 import jax
 import jax.core
@@ -31,7 +31,7 @@ DType = Any
 class Source:
     """What distributions draw from."""
 
-    def split_key(self, n: int | None = None, backup: bool = False) -> jax.Array:
+    def split_key(self, n: SupportsIndex | None = None, backup: bool = False) -> jax.Array:
         raise NotImplementedError
 
 

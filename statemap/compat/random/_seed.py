@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import SupportsIndex
 
 import jax
 import jax.core
@@ -86,7 +87,7 @@ def get_key_data() -> jax.Array:
     return jax.random.key_data(DEFAULT.value)
 
 
-def split_key(n: int | None = None, backup: bool = False) -> jax.Array:
+def split_key(n: SupportsIndex | None = None, backup: bool = False) -> jax.Array:
     """Takes keys from the global stream.
 
     **Arguments:**
@@ -97,12 +98,12 @@ def split_key(n: int | None = None, backup: bool = False) -> jax.Array:
     return DEFAULT.split_key(n, backup)
 
 
-def split_keys(n: int, backup: bool = False) -> jax.Array:
+def split_keys(n: SupportsIndex, backup: bool = False) -> jax.Array:
     """Takes an array of `n` keys from the global stream; otherwise as `split_key`."""
     return DEFAULT.split_key(positive(n), backup)
 
 
-def self_assign_multi_keys(n: int, backup: bool = True) -> None:
+def self_assign_multi_keys(n: SupportsIndex, backup: bool = True) -> None:
     """Makes the value of `DEFAULT` an array of `n` keys, one a lane.
 
     **Arguments:**
@@ -124,7 +125,12 @@ def restore_key() -> None:
 
 
 def default_rng(seed_or_key: Seed = None) -> RandomState:
-    """`DEFAULT`, or with a seed a random state of its own."""
+    """A random state.
+
+    **Arguments:**
+
+    - `seed_or_key`: the seed of one of its own; by default this is `DEFAULT` itself.
+    """
     return DEFAULT if seed_or_key is None else RandomState(seed_or_key)
 
 

@@ -2,7 +2,7 @@
 
 import operator
 import threading
-from typing import Any, cast
+from typing import Any, cast, SupportsIndex
 
 import jax
 import jax.random as jr
@@ -70,7 +70,7 @@ class RandomState(Simple, Real, Positive, Discrete, State[jax.Array]):
         """Begins the stream anew, from a key or seed."""
         self.value = as_key(key)
 
-    def split_key(self, n: int | None = None, backup: bool = False) -> jax.Array:
+    def split_key(self, n: SupportsIndex | None = None, backup: bool = False) -> jax.Array:
         """Takes keys from the stream. All draws do so.
 
         **Arguments:**
@@ -95,7 +95,7 @@ class RandomState(Simple, Real, Positive, Discrete, State[jax.Array]):
             self.value = keys[0]
         return keys[1] if n is None else keys[1:]
 
-    def self_assign_multi_keys(self, n: int, backup: bool = True) -> None:
+    def self_assign_multi_keys(self, n: SupportsIndex, backup: bool = True) -> None:
         """Makes the value an array of `n` keys, one a lane.
 
         **Arguments:**
@@ -139,7 +139,7 @@ class RandomState(Simple, Real, Positive, Discrete, State[jax.Array]):
         return type(self)(self.split_key())
 
 
-def positive(n: int) -> int:
+def positive(n: SupportsIndex) -> int:
     """A number of keys, checked."""
     try:
         count = operator.index(n)
