@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test bench lint docs clean
 
 demo:
 	$(PYTHON) -m venv --clear .venv-demo
@@ -14,6 +14,12 @@ test:
 	$(PYTHON) -m venv --clear .venv-test
 	.venv-test/bin/python $(PIP_INSTALL) -e ".[test]"
 	.venv-test/bin/python -m pytest -n 2
+
+# Writes tables to the terminal, and JSON and figures to benchmarks/results: some seven minutes.
+bench:
+	$(PYTHON) -m venv --clear .venv-bench
+	.venv-bench/bin/python $(PIP_INSTALL) -e ".[bench]"
+	.venv-bench/bin/python -m benchmarks
 
 # For daily work: an environment that stays.
 .venv/bin/ruff: pyproject.toml
@@ -31,4 +37,4 @@ docs: .venv/bin/ruff
 	.venv/bin/python docs/_check_site.py site
 
 clean:
-	rm -rf .venv .venv-demo .venv-test site
+	rm -rf .venv .venv-bench .venv-demo .venv-test site
