@@ -65,7 +65,7 @@ def get(key: Hashable, default: Any = _MISSING, desc: str | None = None) -> Any:
         return get_host_device_count()
     value = _look_up(key)
     if value is _MISSING and key == PRECISION:
-        value = _default_precision()
+        value = DEFAULT_PRECISION  # whatever JAX is set to, as in brainstate
     if value is not _MISSING:
         return value
     if default is not _MISSING:
@@ -85,7 +85,7 @@ def get_dt() -> Any:
 
 def all() -> dict[Hashable, Any]:
     """All settings."""
-    merged: dict[Hashable, Any] = {PRECISION: _default_precision(), **_local.settings}
+    merged: dict[Hashable, Any] = {PRECISION: DEFAULT_PRECISION, **_local.settings}
     for frame in _local.contexts:
         merged.update(frame)
     return merged
@@ -327,10 +327,6 @@ def _behave(key: Hashable, value: Any) -> None:
             _local.behaviours[key](value)  # pyright: ignore
     except Exception as error:
         warnings.warn(f"The behaviour of `{key}` failed: {error}", RuntimeWarning, stacklevel=3)
-
-
-def _default_precision() -> int:
-    return 64 if jnp.result_type(float) == np.float64 else DEFAULT_PRECISION
 
 
 def _bits(precision: int | str) -> int:
