@@ -11,7 +11,7 @@ pytest_collect_file = (
     Sybil(parsers=_parsers, patterns=["README.md", "docs/*.md", "docs/**/*.md"])
     + Sybil(
         parsers=_parsers,
-        patterns=["statemap/*.py", "statemap/**/*.py"],
+        patterns=["statemap/*.py", "statemap/*/*.py", "statemap/*/*/*.py"],
         document_types={".py": PythonDocStringDocument},
     )
 ).pytest()

@@ -27,7 +27,7 @@ from ._signature import (
 )
 from ._slots import Slots
 from ._states import make_states, mark_donated, States
-from ._warm import Warm
+from ._warm import as_overlay, chosen_of, is_plain, warm_call, WarmCall
 
 
 P = ParamSpec("P")
@@ -125,7 +125,7 @@ class StatefulMapping(Generic[P, R]):
         self._name = name
         self._function: Function | None = None
         self._calls: Cache[Compiled] | None = None
-        self._warm: Warm | None = None
+        self._warm: WarmCall | None = None
         self._static = static_arguments(fn, options.static_argnums, options.static_argnames)
         for attribute in ("__doc__", "__module__"):
             if isinstance(value := getattr(fn, attribute, None), str):
@@ -163,8 +163,7 @@ class StatefulMapping(Generic[P, R]):
         """
         warm = self._warm
         if warm is not None and not kwargs and (result := warm(args)) is not None:
-            out, aux, states = result
-            return (self._finish(out, aux) if aux.special else out), states  # pyright: ignore
+            return result  # pyright: ignore
         container = _first(args)
         slots, values, frame, extra = pack(container)
         if self._options.donate and type(container) is not States:
@@ -179,10 +178,14 @@ class StatefulMapping(Generic[P, R]):
         aux, new = found.popitem()
         out = self._finish(out, aux) if aux.special else out
         devices = self._options.devices
-        fits = Warm.fits(args, kwargs)
-        if fits:
+        chosen = None
+        if is_plain(args, kwargs):
+            chosen, n_inputs = chosen_of(compiled, aux)
             placed = None if devices is None else tuple(x.sharding for x in arrays)
-            warm = self._warm = Warm(compiled, slots, args, call[1].arrays, aux, placed)
+            own = tuple(call[1].arrays)
+            self._warm = warm_call(
+                compiled, slots, args, own, chosen, n_inputs, placed, self._finish
+            )
         if not aux.indices and devices is None:
             return out, container  # pyright: ignore
         values = list(values)
@@ -190,8 +193,8 @@ class StatefulMapping(Generic[P, R]):
             values[i] = value
         if self._options.donate and is_base_trace():  # nothing is, when traced
             mark_donated(container)
-        if fits and devices is not None:
-            return out, make_states(slots, warm.adopt(values))  # pyright: ignore
+        if chosen is not None and devices is not None:
+            return out, make_states(slots, as_overlay(values, chosen))  # pyright: ignore
         return out, frame.fill(slots, tuple(values), extra)  # pyright: ignore
 
     def _run(self, *parts: Any) -> tuple[Any, Aux, tuple[Any, ...]]:

@@ -1,6 +1,12 @@
-"""The fast way for the call that is made most: a context and arrays, as in the call before."""
+"""The fast way for the call that is made most: a context and arrays, as in the call before.
+
+It goes past flattening and look-ups, and only checks that the slots are the same and that the
+arguments are as many arrays, each given by itself. Whether there is a program for their shapes
+and dtypes, `jax.jit` looks up. What it does, the slow way (`StatefulMapping.__call__`) does, too.
+"""
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,150 +18,139 @@ from ._slots import Slots
 from ._states import make_states, mark_donated, States
 
 
-class Warm:
-    """A call of a mapping that goes past flattening and look-ups.
+# Given all arguments, returns the output and the new context; or None for another kind of call.
+WarmCall = Callable[[tuple], tuple[Any, States] | None]
 
-    It only checks that the slots are the same, and that the arguments are as many arrays, each
-    given by itself. Whether there is a program for their shapes and dtypes, `jax.jit` looks up.
+
+def is_plain(args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a call is of the kind that the fast way is for."""
+    types = set(map(type, args[1:]))
+    arrays = all(issubclass(t, jax.Array) and not issubclass(t, Tracer) for t in types)
+    return not kwargs and type(args[0]) is States and len(types) < 2 and arrays
+
+
+def chosen_of(compiled: Compiled, aux: Aux) -> tuple[Chosen, int]:
+    """The states that a call reads or writes, and how many of them are its inputs."""
+    donated, kept = compiled.touched or ((), ())
+    inputs = donated + kept
+    return Chosen(inputs + tuple(sorted(set(aux.indices) - set(inputs)))), len(inputs)
+
+
+def warm_call(
+    compiled: Compiled,
+    slots: Slots,
+    args: tuple,
+    function_arrays: tuple[Any, ...],
+    chosen: Chosen,
+    n_inputs: int,
+    shardings: tuple[Any, ...] | None,
+    finish: Callable[[Any, Aux], Any],
+) -> WarmCall:
+    """**Arguments:**
+
+    - `args`: of a call that the slow way has made.
+    - `function_arrays`: the function's own arrays.
+    - `chosen`, `n_inputs`: from `chosen_of`.
+    - `shardings`: where the arguments must lie, if the lanes lie on devices. Of the values of
+        states that is known only if they came out of the mapping.
+    - `finish`: for an output that is not done yet.
     """
+    # A function with these as its locals is what Python calls fastest.
+    count = len(args)
+    array_type = type(args[1]) if count > 1 else None
+    indices = chosen.indices
+    is_whole = shardings is None and indices == tuple(range(len(slots.entries)))
+    more = n_inputs < len(indices)  # states that are only written
+    n_donated = len(compiled.touched[0]) if compiled.touched else 0
+    jitted, donating = compiled.jitted, compiled.donating
+    updates: dict[Aux, Any] = {}
 
-    __slots__ = (
-        "array_type",
-        "chosen",
-        "count",
-        "donating",
-        "function_arrays",
-        "is_whole",
-        "jitted",
-        "n_donated",
-        "n_inputs",
-        "shardings",
-        "slots",
-        "updates",
-    )
-
-    def __init__(
-        self,
-        compiled: Compiled,
-        slots: Slots,
-        args: tuple,
-        function_arrays: list[Any],
-        aux: Aux,
-        shardings: tuple[Any, ...] | None,
-    ):
-        """**Arguments:**
-
-        - `args`: of a call that the slow way has made.
-        - `function_arrays`: the function's own arrays.
-        - `aux`: what came of that call.
-        - `shardings`: where arguments must lie, if lanes lie on devices.
-        """
-        donated, kept = compiled.touched or ((), ())
-        inputs = donated + kept
-        only_written = tuple(sorted(set(aux.indices) - set(inputs)))
-        self.chosen = Chosen(inputs + only_written)
-        self.n_inputs = len(inputs) if only_written else None  # of the chosen ones
-        # Over devices, only of values that came out of the mapping is known where they lie.
-        every = tuple(range(len(slots.entries)))
-        self.is_whole = shardings is None and self.chosen.indices == every
-        self.shardings = shardings
-        self.n_donated = len(donated)
-        self.jitted = compiled.jitted
-        self.donating = compiled.donating
-        self.slots = slots
-        self.count = len(args)
-        self.array_type = type(args[1]) if len(args) > 1 else None
-        self.function_arrays = tuple(function_arrays)
-        self.updates: dict[Aux, Any] = {}
-
-    @staticmethod
-    def fits(args: tuple, kwargs: dict[str, Any]) -> bool:
-        """Whether the fast way can take calls like this one."""
-        types = set(map(type, args[1:]))
-        arrays = all(issubclass(t, jax.Array) and not issubclass(t, Tracer) for t in types)
-        return not kwargs and type(args[0]) is States and len(types) < 2 and arrays
-
-    def __call__(self, args: tuple) -> tuple[Any, Aux, States] | None:
-        """The output, what is known of the trace, and the new context; or None if this is
-        another kind of call.
-        """
-        if len(args) != self.count:
+    def call(args: tuple) -> tuple[Any, States] | None:
+        if len(args) != count:
             return None
         states, rest = args[0], args[1:]
-        if type(states) is not States or states._slots is not self.slots:
+        if type(states) is not States or states._slots is not slots:
             return None
         for x in rest:
-            if type(x) is not self.array_type:
+            if type(x) is not array_type:
                 return None
         before, base = states._values, None
-        if type(before) is Overlay and before.chosen is self.chosen:
+        if type(before) is Overlay and before.chosen is chosen:
             values, base = before.values, before.base
-            if self.shardings is not None:
-                for x, sharding in zip(rest, self.shardings):
+            if shardings is not None:
+                for x, sharding in zip(rest, shardings):
                     if x.sharding is not sharding and x.sharding != sharding:
                         return None
-        elif self.shardings is not None:
+        elif shardings is not None:
             return None
-        elif self.is_whole and type(before) is tuple:
+        elif is_whole and type(before) is tuple:
             values = before
         else:
-            values = tuple(map(before.__getitem__, self.chosen.indices))
-        given, n = values if self.n_inputs is None else values[: self.n_inputs], self.n_donated
-        if self.function_arrays:
-            rest += self.function_arrays
+            values = tuple(map(before.__getitem__, indices))
+        given = values[:n_inputs] if more else values
+        if function_arrays:
+            rest += function_arrays
         try:
-            if not n:
-                out, found = self.jitted(given, rest)
+            if not n_donated:
+                out, found = jitted(given, rest)
             elif is_base_trace():
-                out, found = self.donating(given[n:], rest, given[:n], ())
+                out, found = donating(given[n_donated:], rest, given[:n_donated], ())
             else:
                 return None
         except (NotPending, ValueError, jax.errors.JaxRuntimeError):
-            # The slow way says what is wrong.
-            return None
+            return None  # the slow way says what is wrong
         aux, new = found.popitem()
+        if aux.special:
+            out = finish(out, aux)
         if not new:
-            return out, aux, states
-        if n:
+            return out, states
+        if n_donated:
             mark_donated(states)
-        update = self.updates.get(aux) or self._update(aux)
-        if update is None:  # of another trace, which writes to states that are not chosen
-            return out, aux, make_states(self.slots, self._replaced(before, aux, new))
+        update = updates.get(aux)
+        if update is None:
+            update = updates[aux] = _update(chosen, aux)
+        if update is _OTHERS:
+            return out, make_states(slots, _replaced(before, aux, new))
         values = new if update is _ALL else update(values + new)
-        if not self.is_whole:
-            values = overlay(base or self._base(before), self.chosen, values)
-        return out, aux, make_states(self.slots, values)
+        if is_whole:
+            return out, make_states(slots, values)
+        return out, make_states(slots, overlay(base or without(before, chosen), chosen, values))
 
-    def adopt(self, values: list[Any]) -> Overlay:
-        """Values that the slow way has placed, known as such to the next call."""
-        chosen = tuple(map(values.__getitem__, self.chosen.indices))
-        return overlay(self._base(values), self.chosen, chosen)
-
-    def _update(self, aux: Aux) -> Any:
-        """What makes, of the chosen values and the new ones after them, the chosen values after
-        the call.
-        """
-        count = len(self.chosen.indices)
-        source = list(range(count))
-        if not self.chosen.places.keys() >= set(aux.indices):
-            return None
-        for k, i in enumerate(aux.indices):
-            source[self.chosen.places[i]] = count + k
-        is_all = source == list(range(count, 2 * count))
-        self.updates[aux] = _ALL if is_all else operator.itemgetter(*source)
-        return self.updates[aux]
-
-    def _replaced(self, values: Any, aux: Aux, new: tuple[Any, ...]) -> tuple[Any, ...]:
-        every = list(values)
-        for i, value in zip(aux.indices, new):
-            every[i] = value
-        return tuple(every)
-
-    def _base(self, values: Any) -> tuple[Any, ...]:
-        base = list(values)
-        for i in self.chosen.indices:
-            base[i] = None
-        return tuple(base)
+    return call
 
 
-_ALL = object()
+_ALL, _OTHERS = object(), object()
+
+
+def _update(chosen: Chosen, aux: Aux) -> Any:
+    """What makes, of the chosen values and the new ones after them, the chosen values after the
+    call: `_ALL` if the new ones are these, `_OTHERS` if a trace writes what is not chosen.
+    """
+    count = len(chosen.indices)
+    if not chosen.places.keys() >= set(aux.indices):
+        return _OTHERS
+    source = list(range(count))
+    for k, i in enumerate(aux.indices):
+        source[chosen.places[i]] = count + k
+    is_all = source == list(range(count, 2 * count))
+    return _ALL if is_all else operator.itemgetter(*source)
+
+
+def _replaced(values: Any, aux: Aux, new: tuple[Any, ...]) -> tuple[Any, ...]:
+    every = list(values)
+    for i, value in zip(aux.indices, new):
+        every[i] = value
+    return tuple(every)
+
+
+def without(values: Any, chosen: Chosen) -> tuple[Any, ...]:
+    """Values with None in the place of the chosen ones: the base of an overlay."""
+    base = list(values)
+    for i in chosen.indices:
+        base[i] = None
+    return tuple(base)
+
+
+def as_overlay(values: list[Any], chosen: Chosen) -> Overlay:
+    """Values that the slow way has placed on devices, known as such to the next call."""
+    return overlay(without(values, chosen), chosen, tuple(values[i] for i in chosen.indices))

@@ -13,6 +13,7 @@ from ._frames import DEAD, has_tracer, local, peek, read, trace_state, write
 
 
 A = TypeVar("A")
+S = TypeVar("S", bound="State[Any]")
 
 
 class State(Generic[A]):
@@ -92,6 +93,10 @@ class State(Generic[A]):
     def restore_value(self, value: Any) -> None:
         """Sets the value, without counting as a write, so that transforms do not carry it out.
 
+        **Arguments:**
+
+        - `value`: a pytree of the same structure.
+
         **Raises:**
 
         `ValueError` if the structure of the pytree is another one.
@@ -112,6 +117,7 @@ class State(Generic[A]):
 
     @property
     def name(self) -> str | None:
+        """The name, if it has one."""
         return self._name
 
     @name.setter
@@ -133,24 +139,40 @@ class State(Generic[A]):
         self._level = level
 
     def decrease_stack_level(self) -> None:
+        """Has it count as made one transform further out."""
         self._level = max(self._level - 1, 0)
 
     def increase_stack_level(self) -> None:
+        """Has it count as made one transform further in."""
         self._level += 1
 
     def add_tag(self, tag: str) -> None:
-        """Adds a label."""
+        """Adds a label.
+
+        **Arguments:**
+
+        - `tag`: the label.
+        """
         self.tag = (self.tag or set()) | {tag}
 
     def value_call(self, func: Callable[[Any], Any]) -> Any:
-        """`func` of each array of the value."""
+        """`func` of each array of the value.
+
+        **Arguments:**
+
+        - `func`: a function of an array.
+
+        **Returns:**
+
+        A pytree like the value.
+        """
         return jax.tree.map(func, self.value)
 
     def numel(self) -> int:
         """The number of elements of the value."""
         return sum(np.size(x) for x in jax.tree.leaves(self.value))
 
-    def copy(self: "S") -> "S":
+    def copy(self: S) -> S:
         """A cell of the same kind, name and tag, with the same value."""
         new = object.__new__(type(self))
         vars(new).update(vars(self))
@@ -160,8 +182,13 @@ class State(Generic[A]):
         new._born()
         return new
 
-    def replace(self: "S", value: Any = ..., **metadata: Any) -> "S":
+    def replace(self: S, value: Any = ..., **metadata: Any) -> S:
         """A copy with another value, or other attributes.
+
+        **Arguments:**
+
+        - `value`: the value; or a cell of the same class, which is returned.
+        - `metadata`: attributes by name.
 
         **Raises:**
 
@@ -180,7 +207,16 @@ class State(Generic[A]):
         return new
 
     def copy_from(self, other: "State") -> None:
-        """Takes value, name, tag and attributes of another cell of the same class."""
+        """Takes value, name, tag and attributes of another cell of the same class.
+
+        **Arguments:**
+
+        - `other`: the cell.
+
+        **Raises:**
+
+        `ValueError` if it is of another class.
+        """
         if type(self) is not type(other):
             raise ValueError(
                 f"A {type(self).__name__} can't be copied from a {type(other).__name__}."
@@ -211,9 +247,6 @@ class State(Generic[A]):
         name = f", name={self._name!r}" if self._name else ""
         tag = f", tag={self.tag!r}" if self.tag else ""
         return f"{type(self).__name__}(value={value}{name}{tag})"
-
-
-S = TypeVar("S", bound=State)
 
 
 class ShortTermState(State[A]):
@@ -250,6 +283,7 @@ class HiddenState(ShortTermState[A]):
 
     @property
     def num_state(self) -> int:
+        """How many states it holds: one."""
         return 1
 
 
@@ -274,5 +308,10 @@ class FakeState:
 
 
 def maybe_state(value: Any) -> Any:
-    """The value of a cell, and anything else as it is."""
+    """The value of a cell, and anything else as it is.
+
+    **Arguments:**
+
+    - `value`: a cell, or anything else.
+    """
     return value.value if isinstance(value, State) else value

@@ -114,7 +114,8 @@ def _steps(obj: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
             yield None, None, getattr(obj, name, None), None
     elif isinstance(getattr(obj, "__dict__", None), dict) and _is_walked(type(obj)):
         attributes = vars(obj)
-        for name in sorted(attributes):
+        hidden = getattr(obj, "graph_invisible_attrs", ())
+        for name in sorted(attributes.keys() - set(hidden)):
             yield attributes.get, name, attributes[name], name
         for base in type(obj).__mro__:
             if not _is_library(base.__module__):

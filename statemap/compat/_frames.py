@@ -90,6 +90,10 @@ class Frame:
         if self.caches is not None:
             self.caches.enter_context(_cache_key(object()))
 
+    def release(self) -> None:
+        """Lets go of all values, which are tracers mostly."""
+        self.values, self._initial = {}, {}
+
     def get(self, cell: Any) -> Any:
         """The value of a cell, without a note that it was read."""
         if cell in self.values:

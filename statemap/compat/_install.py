@@ -4,17 +4,8 @@ import sys
 
 
 def install() -> None:
-    """Makes `import brainstate` import the shim, in this process, from now on.
-
-    ```python
-    import statemap.compat
-
-    statemap.compat.install()
-    import brainstate
-
-    assert brainstate is statemap.compat
-    statemap.compat.uninstall()
-    ```
+    """Makes `import brainstate` import the shim, in this process, from now on. To be called
+    before anything imports brainstate; the page "Moving from brainstate" has an example.
 
     **Raises:**
 

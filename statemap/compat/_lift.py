@@ -63,7 +63,9 @@ def run(fn: Callable, frame: Frame, *args: Any, **kwargs: Any) -> tuple[Any, lis
     """
     out = frame.run(fn, *args, **kwargs)
     refuse_cells(out)
-    return out, [frame.values[cell] for cell in frame.written]
+    new = [frame.values[cell] for cell in frame.written]
+    frame.release()
+    return out, new
 
 
 def capture(

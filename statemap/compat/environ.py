@@ -29,7 +29,13 @@ DEFAULT_PRECISION = 32
 SUPPORTED_PLATFORMS = ("cpu", "gpu", "tpu")
 SUPPORTED_PRECISIONS = (8, 16, 32, 64, "bf16")
 
-_MISSING: Any = object()
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "<missing>"
+
+
+_MISSING: Any = _Missing()
 _COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 

@@ -141,7 +141,7 @@ class Map(Module):
         out_axes: Any = 0,
         axis_name: Hashable = None,
         state_axes: Any = None,
-    ) -> "MapCaller":
+    ) -> Callable[..., Any]:
         """Another function of the module, mapped over the members.
 
         **Arguments:**
@@ -189,7 +189,7 @@ class Map(Module):
         out_axes: Any,
         axis_name: Hashable,
         state_axes: Any,
-    ) -> "MapCaller":
+    ) -> Callable[..., Any]:
         """The caller of these, which keeps what was compiled for it. `call` goes with `fn`."""
         if axis_name is None:
             axis_name = self.axis_name

@@ -97,6 +97,7 @@ class StatefulFunction:
         return self._program(args, kwargs).out_shape
 
     def get_out_shapes_by_cache(self, cache_key: Hashable) -> Any:
+        """`get_out_shapes` of a key from `get_arg_cache_key`."""
         return self._by_key(cache_key).out_shape
 
     def get_out_treedef(self, *args: Any, **kwargs: Any) -> Any:
@@ -108,6 +109,7 @@ class StatefulFunction:
         return self._program(args, kwargs).cells
 
     def get_states_by_cache(self, cache_key: Hashable) -> tuple[State, ...]:
+        """`get_states` of a key from `get_arg_cache_key`."""
         return self._by_key(cache_key).cells
 
     def get_read_states(self, *args: Any, **kwargs: Any) -> tuple[State, ...]:
@@ -115,6 +117,7 @@ class StatefulFunction:
         return _only_read(self._program(args, kwargs))
 
     def get_read_states_by_cache(self, cache_key: Hashable) -> tuple[State, ...]:
+        """`get_read_states` of a key from `get_arg_cache_key`."""
         return _only_read(self._by_key(cache_key))
 
     def get_write_states(self, *args: Any, **kwargs: Any) -> tuple[State, ...]:
@@ -122,6 +125,7 @@ class StatefulFunction:
         return self._program(args, kwargs).written
 
     def get_write_states_by_cache(self, cache_key: Hashable) -> tuple[State, ...]:
+        """`get_write_states` of a key from `get_arg_cache_key`."""
         return self._by_key(cache_key).written
 
     def jaxpr_call(self, state_vals: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -268,7 +272,9 @@ def eval_shape(f: Callable, *args: Any, return_state_shapes: bool = False, **kwa
         others.update({i: x for i, x in enumerate(leaves) if i not in arrays})
         treedefs.append(treedef)
         used = [*frame.read, *(c for c in frame.written if c not in frame.read)]
-        return arrays, made, [frame.get(cell) for cell in used]
+        values = [frame.get(cell) for cell in used]
+        frame.release()
+        return arrays, made, values
 
     arrays, made, used = jax.eval_shape(pure, args, kwargs)
     frame = frames[-1]

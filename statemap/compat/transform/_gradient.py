@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._cells import State
-from .._frames import Frame, write_all
+from .._frames import Frame, peek, write_all
 from .._lift import arrays_of, read_all, run
 
 
@@ -128,7 +128,11 @@ class GradientTransform:
 
 class Hessian(GradientTransform):
     def _arrange(self, grads: Any, own: list[State]) -> Any:
-        if own:
-            rows = [self._of_cells([r[own.index(c)] for c in own], own) for r in grads[0][0]]
+        if own:  # each leaf of a value has, in a tuple by argument, a list by cell
+            rows = []
+            for cell, row in zip(own, grads[0]):
+                structure = jax.tree.structure(peek(cell))
+                leaves = [self._of_cells(x[0], own) for x in structure.flatten_up_to(row)]
+                rows.append(jax.tree.unflatten(structure, leaves))
             return self._of_cells(rows, own)
         return grads[0][0] if isinstance(self.argnums, int) else grads

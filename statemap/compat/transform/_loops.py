@@ -179,7 +179,22 @@ def _checkpointed(body: Callable, carry: Any, xs: Any, length: int, base: int) -
 
 
 def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
-    """`jax.lax.while_loop` of functions that use cells. Only `body_fun` may write to them."""
+    """`jax.lax.while_loop` of functions that use cells.
+
+    **Arguments:**
+
+    - `cond_fun`: whether to go on, from the carried value. It may only read cells.
+    - `body_fun`: from the carried value to the next one.
+    - `init_val`: the first carried value.
+
+    **Returns:**
+
+    The last carried value.
+
+    **Raises:**
+
+    `ValueError` if `cond_fun` writes to a cell, `TypeError` if a cell changes shape or dtype.
+    """
     return _while(cond_fun, body_fun, init_val, jax.lax.while_loop)
 
 
@@ -238,6 +253,20 @@ def _while(cond_fun: Callable, body_fun: Callable, init_val: Any, loop: Callable
 def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> Any:
     """`jax.lax.cond` of functions that use cells. A cell that only one of them writes stays as it
     is with the other.
+
+    **Arguments:**
+
+    - `pred`: a single bool, or a number that counts as true unless it is 0.
+    - `true_fun`, `false_fun`: functions of the operands, of which one runs.
+    - `operands`: their arguments.
+
+    **Returns:**
+
+    What the function returns that ran.
+
+    **Raises:**
+
+    `TypeError` if `pred` is no such thing, or the functions write values of another shape.
     """
     if not (callable(true_fun) and callable(false_fun)):
         raise TypeError("`cond` takes two functions, `true_fun` and `false_fun`.")
@@ -249,7 +278,18 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
 
 
 def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
-    """`jax.lax.switch` of functions that use cells."""
+    """`jax.lax.switch` of functions that use cells.
+
+    **Arguments:**
+
+    - `index`: which of the branches runs; beyond the ends, the nearest.
+    - `branches`: functions of the operands.
+    - `operands`: their arguments.
+
+    **Returns:**
+
+    What the branch returns that ran.
+    """
     branches = tuple(branches)
     if not all(callable(branch) for branch in branches):
         raise TypeError("`switch` takes a sequence of functions.")

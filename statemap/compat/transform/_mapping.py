@@ -236,7 +236,9 @@ class StatefulMapping:
                 for axis in axes:
                     spec.setdefault(axis, []).append(path)
             entries.append(Slot(path, kind_of(type(cell)), static, None, ()))
-        core = self._core(chosen.lane, in_paths(state_in), in_paths(state_out))
+        axes_in = in_paths(state_in, self.state_in_axes)
+        axes_out = in_paths(state_out, self.state_out_axes)
+        core = self._core(chosen.lane, axes_in, axes_out)
         prepared = Prepared(core, intern_slots(tuple(entries)), discovery)
         prepared.cells, prepared.impls, prepared.undeclared = cells, impls, undeclared
         prepared.edges = discovery.edges(cells)

@@ -1,5 +1,6 @@
 """What a mapping knows of the cells before a call: where they are, and the axis of each."""
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from ..._slots import Slots
 from ..._state import RandomState as _RandomKind, State as _CoreState
 from .._cells import State
 from .._discover import Discovery, Edge
-from .._frames import peek, read
+from .._frames import peek, read, trace_state
 from ..random import RandomState
 from ..util.filter import to_predicate
 
@@ -38,9 +39,11 @@ def is_typed(key: Any) -> bool:
 
 def encode(cell: State, value: Any) -> Any:
     """What the core is given: of a key its data."""
-    if isinstance(cell, RandomState) and is_typed(value):
-        return jax.random.key_data(value)
-    return value
+    return encode_key(value) if isinstance(cell, RandomState) else value
+
+
+def encode_key(key: Any) -> Any:
+    return jax.random.key_data(key) if is_typed(key) else key
 
 
 def decode(cell: State, data: Any, impl: str | None) -> Any:
@@ -77,6 +80,7 @@ class Values(Sequence[Any]):
 
     def __init__(self, prepared: Prepared):
         self.prepared = prepared
+        self.trace = trace_state()
 
     def __len__(self) -> int:
         return len(self.prepared.cells)
@@ -88,7 +92,15 @@ class Values(Sequence[Any]):
         return encode(cell, value) if cell in self.prepared.impls else value
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([encode(cell, peek(cell)) for cell in self.prepared.cells])
+        values = [peek(cell) for cell in self.prepared.cells]
+        for i, cell in enumerate(self.prepared.cells):
+            if cell in self.prepared.impls:
+                # Inside another trace, nothing may be done to a value of this one.
+                inside = self.trace != trace_state()
+                values[i] = (
+                    jax.eval_shape(encode_key, values[i]) if inside else encode_key(values[i])
+                )
+        return iter(values)
 
 
 class _Calls(threading.local):
@@ -124,5 +136,16 @@ def match(axes: dict[Any, Any], paths: list[Any], cell: State) -> tuple[Any, ...
     return ()
 
 
-def in_paths(spec: dict[Any, list[Any]]) -> dict[Any, InPaths]:
-    return {axis: InPaths(tuple(paths)) for axis, paths in spec.items()}
+@dataclasses.dataclass(frozen=True)
+class Declared(InPaths):
+    """The paths of the cells that a filter of the user's matches."""
+
+    filter: Any = dataclasses.field(compare=False)
+
+    def __repr__(self) -> str:
+        return repr(self.filter)
+
+
+def in_paths(spec: dict[Any, list[Any]], axes: dict[Any, Any]) -> dict[Any, Declared]:
+    """The paths of cells by axis, in the words of `axes`, which the user gave."""
+    return {a: Declared(tuple(paths), axes.get(a, "auto")) for a, paths in spec.items()}

@@ -85,6 +85,12 @@ def vjp(
 def jvp(fun: Callable, primals: Sequence, tangents: Sequence, *, has_aux: bool = False) -> tuple:
     """`jax.jvp` of a function that uses cells, which are held constant.
 
+    **Arguments:**
+
+    - `fun`: the function.
+    - `primals`, `tangents`: its arguments and their tangents, a tuple each.
+    - `has_aux`: whether `fun` returns `(out, aux)`.
+
     **Returns:**
 
     `(out, tangent)`, and `aux` if `has_aux`.
