@@ -184,3 +184,24 @@ def read_context(slots: Slots, returned: Any) -> Sequence[Any]:
 def _short(x: Any) -> str:
     text = eqx.tree_pformat(x, struct_as_array=True)
     return text if len(text) < 200 else text[:200] + "..."
+
+
+def first_argument(args: tuple) -> Any:
+    if not args:
+        raise TypeError(
+            "A mapping takes the states first.\n"
+            "Wrong:  mapped(x=x)\n"
+            "Right:  out, states = mapped(states, x=x)"
+        )
+    return args[0]
+
+
+def refuse_unhashable(frame: AnyFrame, statics: tuple[Any, ...] | None) -> None:
+    for leaf in (*(frame.entries if isinstance(frame, Frame) else ()), *(statics or ())):
+        try:
+            hash(leaf)
+        except TypeError:
+            raise TypeError(
+                f"The argument {leaf!r} of type `{type(leaf).__name__}` is no array, so that it "
+                "is static, and it is not hashable, which a static argument must be."
+            ) from None

@@ -9,11 +9,11 @@ import jax
 
 from ._axes import along, argument_axes, Axis, AxisSpec, StateAxisSpec
 from ._compiled import Aux, Cache, Compiled, is_base_trace, Spread
-from ._container import AnyFrame, Frame, pack
+from ._container import AnyFrame, first_argument, pack, refuse_unhashable
 from ._devices import Devices
 from ._filters import Filter
 from ._options import Options
-from ._outcome import Fixed
+from ._outcome import unfix
 from ._plan import Plan
 from ._signature import (
     abstract,
@@ -164,7 +164,7 @@ class StatefulMapping(Generic[P, R]):
         warm = self._warm
         if warm is not None and not kwargs and (result := warm(args)) is not None:
             return result  # pyright: ignore
-        container = _first(args)
+        container = first_argument(args)
         slots, values, frame, extra = pack(container)
         if self._options.donate and type(container) is not States:
             raise ValueError(
@@ -217,7 +217,7 @@ class StatefulMapping(Generic[P, R]):
         """The output with what is no array in it; and the warning, where there is one."""
         if aux.info.unexpected:
             self._warn(aux.info.unexpected)
-        return jax.tree.map(_unfix, out, is_leaf=_is_fixed) if aux.info.has_static else out
+        return unfix(out) if aux.info.has_static else out
 
     def plan(self, *args: P.args, **kwargs: P.kwargs) -> Plan:
         """What a call with these arguments does with each state, without running it: which are
@@ -251,7 +251,7 @@ class StatefulMapping(Generic[P, R]):
         """What a call with these arguments is compiled for: structures, shapes and dtypes, and
         the values of static arguments. For [`statemap.StatefulMapping.get_jaxpr_by_cache`][].
         """
-        container = _first(args)
+        container = first_argument(args)
         leaves, treedef = jax.tree.flatten((container, args[1:], kwargs))
         return CacheKey(treedef, tuple(abstract(x) for x in leaves))
 
@@ -292,7 +292,7 @@ class StatefulMapping(Generic[P, R]):
         )
 
     def _trace(self, args: tuple, kwargs: dict[str, Any]) -> jax.stages.Traced:
-        return self._traced(*pack(_first(args)), args[1:], kwargs)
+        return self._traced(*pack(first_argument(args)), args[1:], kwargs)
 
     def _traced(self, *parts: Any) -> jax.stages.Traced:
         """What `_run` would run."""
@@ -320,7 +320,7 @@ class StatefulMapping(Generic[P, R]):
         try:
             compiled = calls.get(key)
         except TypeError:
-            _refuse_unhashable(frame, statics)
+            refuse_unhashable(frame, statics)
             raise
         if compiled is None:
             inputs = Inputs(treedef, statics, len(extra), self._options.donate_argnums)
@@ -383,35 +383,6 @@ class StatefulMapping(Generic[P, R]):
                 f"`state_out_axes` does not list: {listed}. They have the lanes on axis 0 now.",
                 stacklevel=4,
             )
-
-
-def _first(args: tuple) -> Any:
-    if not args:
-        raise TypeError(
-            "A mapping takes the states first.\n"
-            "Wrong:  mapped(x=x)\n"
-            "Right:  out, states = mapped(states, x=x)"
-        )
-    return args[0]
-
-
-def _refuse_unhashable(frame: AnyFrame, statics: tuple[Any, ...] | None) -> None:
-    for leaf in (*(frame.entries if isinstance(frame, Frame) else ()), *(statics or ())):
-        try:
-            hash(leaf)
-        except TypeError:
-            raise TypeError(
-                f"The argument {leaf!r} of type `{type(leaf).__name__}` is no array, so that it "
-                "is static, and it is not hashable, which a static argument must be."
-            ) from None
-
-
-def _is_fixed(x: Any) -> bool:
-    return isinstance(x, Fixed)
-
-
-def _unfix(x: Any) -> Any:
-    return x.value if isinstance(x, Fixed) else x
 
 
 def _unflatten(aux: tuple[Options, str], children: Iterable[Any]) -> StatefulMapping:

@@ -25,6 +25,15 @@ class Fixed:
     value: Any
 
 
+def unfix(out: Any) -> Any:
+    """An output with the leaves that are no arrays in it."""
+    return jax.tree.map(
+        lambda x: x.value if isinstance(x, Fixed) else x,
+        out,
+        is_leaf=lambda x: isinstance(x, Fixed),
+    )
+
+
 class Outcome:
     """The results of a mapped function, sorted inside a lane into those that are stacked and
     those that all lanes share, and put together again outside the map.

@@ -102,16 +102,18 @@ def warm_call(
         aux, new = found.popitem()
         if aux.special:
             out = finish(out, aux)
-        if not new:
-            return out, states
         if n_donated:
             mark_donated(states)
-        update = updates.get(aux)
-        if update is None:
+        try:
+            update = updates[aux]
+        except KeyError:
             update = updates[aux] = _update(chosen, aux)
-        if update is _OTHERS:
-            return out, make_states(slots, _replaced(before, aux, new))
-        values = new if update is _ALL else update(values + new)
+        if update is None:
+            values = new
+        elif update is _OTHERS:
+            return out, (make_states(slots, _replaced(before, aux, new)) if new else states)
+        else:
+            values = update(values + new)
         if is_whole:
             return out, make_states(slots, values)
         return out, make_states(slots, overlay(base or without(before, chosen), chosen, values))
@@ -119,21 +121,21 @@ def warm_call(
     return call
 
 
-_ALL, _OTHERS = object(), object()
+_OTHERS: Any = object()
 
 
 def _update(chosen: Chosen, aux: Aux) -> Any:
     """What makes, of the chosen values and the new ones after them, the chosen values after the
-    call: `_ALL` if the new ones are these, `_OTHERS` if a trace writes what is not chosen.
+    call. None if the new ones are these; `_OTHERS` if nothing is written, or what is not chosen.
     """
     count = len(chosen.indices)
-    if not chosen.places.keys() >= set(aux.indices):
+    if not aux.indices or not chosen.places.keys() >= set(aux.indices):
         return _OTHERS
     source = list(range(count))
     for k, i in enumerate(aux.indices):
         source[chosen.places[i]] = count + k
     is_all = source == list(range(count, 2 * count))
-    return _ALL if is_all else operator.itemgetter(*source)
+    return None if is_all else operator.itemgetter(*source)
 
 
 def _replaced(values: Any, aux: Aux, new: tuple[Any, ...]) -> tuple[Any, ...]:
