@@ -142,6 +142,11 @@ def set(
 def pop(key: Hashable, default: Any = _MISSING) -> Any:
     """Takes a setting back, and gives its value.
 
+    **Arguments:**
+
+    - `key`: its name.
+    - `default`: what is returned if it is not set.
+
     **Raises:**
 
     `ValueError` within a `context` that has it; `KeyError` if it is not set and there is no
@@ -168,6 +173,10 @@ def reset() -> None:
 @contextlib.contextmanager
 def context(**kwargs: Any) -> Iterator[dict[Hashable, Any]]:
     """Sets settings for a `with` block, and gives all of them.
+
+    **Arguments:**
+
+    - `kwargs`: the settings by name, such as `dt=0.1`.
 
     **Raises:**
 
@@ -200,7 +209,12 @@ def get_platform() -> str:
 
 
 def set_platform(platform: str) -> None:
-    """Chooses the platform. Before JAX is first used."""
+    """Chooses the platform. Before JAX is first used.
+
+    **Arguments:**
+
+    - `platform`: `"cpu"`, `"gpu"` or `"tpu"`.
+    """
     if platform not in SUPPORTED_PLATFORMS:
         raise ValueError(f"`platform` is one of {SUPPORTED_PLATFORMS}, not {platform!r}.")
     jax.config.update("jax_platform_name", platform)
@@ -214,7 +228,12 @@ def get_host_device_count() -> int:
 
 
 def set_host_device_count(n: int) -> None:
-    """Has the CPU taken for `n` devices. Before JAX is first used."""
+    """Has the CPU taken for several devices. Before JAX is first used.
+
+    **Arguments:**
+
+    - `n`: how many.
+    """
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"A number of devices is a positive int, not {n!r}.")
     flags = re.sub(rf"{_COUNT_FLAG}=\S+", "", os.environ.get("XLA_FLAGS", "")).split()
@@ -223,8 +242,12 @@ def set_host_device_count(n: int) -> None:
 
 
 def set_precision(precision: int | str) -> None:
-    """Sets the number of bits of `dftype()` and the like: 8, 16, 32, 64 or `"bf16"`. With 64
-    JAX has its 64-bit types, and without does not.
+    """Sets the number of bits of `dftype()` and the like. With 64 JAX has its 64-bit types, and
+    without does not.
+
+    **Arguments:**
+
+    - `precision`: 8, 16, 32, 64 or `"bf16"`.
     """
     jax.config.update("jax_enable_x64", _bits(precision) == 64)
     _local.settings[PRECISION] = precision
@@ -269,6 +292,12 @@ def tolerance() -> np.ndarray:
 
 def register_default_behavior(key: Any, behavior: Any, replace_if_exist: bool = False) -> None:
     """Has a function called with each new value of a setting.
+
+    **Arguments:**
+
+    - `key`: the name of the setting.
+    - `behavior`: the function.
+    - `replace_if_exist`: whether it may take the place of another.
 
     **Raises:**
 

@@ -40,6 +40,7 @@ class StatefulFunction:
         axis_env: Any = None,
         name: str | None = None,
         return_only_write: bool = True,
+        ir_optimizations: None = None,
     ):
         """**Arguments:**
 
@@ -49,7 +50,13 @@ class StatefulFunction:
         - `name`: a name.
         - `return_only_write`: whether only values that were written come out of the jaxpr, or
             those of all cells that the function uses.
+        - `ir_optimizations`: not supported, None only.
         """
+        if ir_optimizations is not None:
+            raise NotImplementedError(
+                "`ir_optimizations` is not supported: XLA removes dead code and common "
+                "subexpressions, and folds constants, when it compiles the jaxpr."
+            )
         if not callable(fun):
             raise TypeError(f"A StatefulFunction is made of a function, not {fun!r}.")
         self.__wrapped__ = self.fun = fun
