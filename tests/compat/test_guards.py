@@ -447,3 +447,23 @@ def test_map_in_batches_takes_functions_that_write():
     last = ShortTermState(jnp.zeros(()))
     with pytest.raises(compat.BatchAxisError, match="depends on the lane"):
         transform.map(lambda x: setattr(last, "value", x), jnp.arange(4.0), batch_size=2)
+
+
+def test_fewer_lanes_than_devices():
+    cell = ShortTermState(jnp.zeros(4))
+    step = transform.pmap2(
+        lambda x: setattr(cell, "value", cell.value + x), axis_size=4, state_in_axes=AXIS0
+    )
+    step(jnp.arange(4.0))
+    assert cell.value.tolist() == [0, 1, 2, 3] and len(cell.value.sharding.device_set) == 4
+
+    class Scale(nn.Module):
+        def init_state(self):
+            self.weight = ParamState(jnp.ones(2))
+
+        def update(self, x):
+            return self.weight.value * x
+
+    mapped = nn.Map(Scale(), init_map_size=4, behavior="pmap")
+    mapped.init_all_states()
+    assert mapped.update(jnp.arange(4.0)).tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]

@@ -261,7 +261,9 @@ class MapCaller:
                 state_out_axes=axes,
             )
             if self.behavior == "pmap":
-                self._mapping = pmap2(self._fn, **options)
+                n = self._owner.init_map_size
+                devices = jax.devices()[:n] if n < jax.device_count() else None
+                self._mapping = pmap2(self._fn, devices=devices, **options)
             else:
                 options["spmd_axis_name"] = self._owner.spmd_axis_name
                 self._mapping = vmap2(self._fn, **options)

@@ -102,8 +102,11 @@ def pmap2(
 
     **Arguments:**
 
-    Those of `vmap2`, and those of [`statemap.pmap2`][].
+    Those of `vmap2`, and those of [`statemap.pmap2`][]. With an `axis_size` that is smaller than
+    the number of devices, and no `devices`, there is a lane on each of the first ones.
     """
+    if devices is None and axis_size is not None and axis_size < jax.device_count(backend):
+        devices = jax.devices(backend)[:axis_size]
     given = {k: v for k, v in locals().items() if k != "fn"}
     own = (
         "static_broadcasted_argnums",
