@@ -198,6 +198,13 @@ def to_predicate(filter: Filter) -> Predicate:
     if isinstance(filter, str):
         return WithTag(filter)
     if isinstance(filter, type):
+        if filter.__module__.startswith("statemap.compat"):
+            raise TypeError(
+                f"`{filter.__name__}` is a class of the shim, `statemap.compat`, and the states of "
+                "a context are of the kinds of `statemap`.\n"
+                "Wrong:  compat.ParamState\n"
+                "Right:  sm.ParamState"
+            )
         if filter in _FILTERS:  # `sm.Everything` for `sm.Everything()`
             raise TypeError(
                 f"`{filter.__name__}` is a filter once called: `{filter.__name__}(...)`."

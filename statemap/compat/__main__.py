@@ -5,7 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from statemap.compat import install
+from statemap.compat import install, transform
 
 
 def main() -> None:
@@ -14,10 +14,20 @@ def main() -> None:
         description="Runs a script or module in which `import brainstate` is statemap's shim.",
     )
     parser.add_argument("-m", dest="module", action="store_true", help="TARGET is a module")
+    parser.add_argument(
+        "--policy",
+        default="raise",
+        help="what becomes of lane-dependent writes that no filter matches: 'raise', or 'auto' as "
+        "in brainstate 0.4 and later",
+    )
     parser.add_argument("target", metavar="TARGET", help="a script, or with -m a module")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="its arguments")
     given = parser.parse_args()
     install()
+    try:
+        transform.set_default_policy(given.policy)
+    except ValueError as error:
+        parser.error(str(error))
     sys.argv = [given.target, *given.args]
     if given.module:
         sys.path.insert(0, "")

@@ -88,7 +88,13 @@ def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], State
         made[path] = kind(peek(cell), name=name, tag=next(iter(cell.tag or ()), None))
     states = _context(made)
 
-    def pure(states: States, *args: Any, **kwargs: Any) -> tuple[Any, States]:
+    def pure(states: Any, *args: Any, **kwargs: Any) -> tuple[Any, States]:
+        if not isinstance(states, States):
+            raise TypeError(
+                f"The pure function takes the context first, not a `{type(states).__name__}`.\n"
+                "Wrong:  step(x)\n"
+                "Right:  out, states = step(states, x)"
+            )
         own = list(found.items())
         values = [_to_cell(cell, states[path]) for path, cell in own]
         frame = Frame([cell for _, cell in own], values)
@@ -96,8 +102,9 @@ def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], State
         out, new = run(fn, frame, *args, **kwargs)
         if frame.late:
             raise TraceContextError(
-                f"The function uses a {frame.late[0].label} that is not in the context. "
-                "`to_functional` finds what the function can reach; give it the cell as well: "
+                f"The function uses a {frame.late[0].label} that is not in the context. If it was "
+                "made after `to_functional` was called (by `init_all_states`, say), call that "
+                "afterwards; if `to_functional` could not find it, give it the cells: "
                 "`to_functional([...])`."
             )
         paths = {cell: path for path, cell in own}

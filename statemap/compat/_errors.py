@@ -18,6 +18,12 @@ class BatchAxisError(_BatchAxisError, BrainStateError):
         own = cls(*error.args)
         for note in getattr(error, "__notes__", ()):
             own.add_note(note)
+        if "unexpected_out_state_mapping" in str(error):
+            own.add_note(
+                "brainstate 0.4 and later would do so by itself: "
+                "`unexpected_out_state_mapping='auto'`, or for all mappings "
+                "`statemap.compat.transform.set_default_policy('auto')`."
+            )
         return own.with_traceback(error.__traceback__)
 
 

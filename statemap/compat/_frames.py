@@ -147,16 +147,19 @@ def read(cell: Any) -> Any:
         value = frame.get(cell)
         if frame.caches is None and frame.trace != trace_state() and is_staged():
             raise _ReadUnderJax
-        if cell not in frame.written:
-            frame.reads_first.add(cell)
         for frame in reversed(frames[cell._level :]):  # whence the value comes
             frame.read[cell] = None
+            if cell not in frame.written:
+                frame.reads_first.add(cell)
             if cell in frame.values:
                 break
     else:
         value = cell._value
-        if not frames and cell._trace != trace_state() and is_staged():
-            _refuse(cell, "read", "Its value would be compiled in, and stay as it is now.")
+        if not frames and cell._trace != trace_state():
+            if is_staged():
+                _refuse(cell, "read", "Its value would be compiled in, and stay as it is now.")
+            if has_tracer(value):
+                value = DEAD  # made under a transform of JAX itself
     if value is DEAD:
         raise TraceContextError(
             f"This {cell.label} was made under a transform, and its value is gone with it. Make it "
@@ -219,6 +222,6 @@ def _refuse(cell: Any, what: str, why: str) -> None:
         f"This {cell.label} is {what} under a transform of JAX itself (`jax.jit`, `jax.grad`, "
         f"`jax.lax.scan`, ...), which does not know of it. {why} Use the transform of the same "
         "name in `statemap.compat.transform`.\n"
-        "Wrong:  jax.jit(f)(x)\n"
-        "Right:  transform.jit(f)(x)"
+        "Wrong:  jax.jit(f), jax.grad(f), jax.lax.scan(f, ...), also around such a transform\n"
+        "Right:  transform.jit(f), transform.grad(f), transform.scan(f, ...)"
     )

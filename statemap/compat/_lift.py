@@ -196,8 +196,8 @@ def check_carry(cells: Sequence[State], before: Sequence[Any], after: Sequence[A
             for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new))
         ):
             raise TypeError(
-                f"`{by}` carries this {cell.label}, so that its structure, shape and dtype stay: "
-                f"it held {_short(old)} and was given {_short(new)}."
+                f"In `{by}`, the structure, shape and dtype of this {cell.label} stay the same in "
+                f"all steps and branches: it held {_short(old)} and was given {_short(new)}."
             )
 
 

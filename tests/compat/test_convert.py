@@ -107,6 +107,8 @@ def test_what_can_not_be_converted(net):
     step, states = compat.to_functional([net.layers[0]])
     with pytest.raises(compat.TraceContextError, match="uses a ShortTermState `total` that is not"):
         step(states, net, jnp.ones(3))
+    with pytest.raises(TypeError, match="takes the context first, not a `Net`"):
+        step(net, jnp.ones(3))
     with pytest.raises(ValueError, match="has `0.total`, for which there is no cell. There"):
         compat.from_functional(net, states)
     net.shared.add_tag("fast")

@@ -60,6 +60,22 @@ def test_a_module(script):
     assert done.stdout.startswith("[0. 1. 2.] []") and not done.returncode
 
 
+def test_the_policy_of_newer_code(script):
+    (script / "auto.py").write_text(
+        "import brainstate, jax.numpy as jnp\n"
+        "cell = brainstate.ShortTermState(jnp.zeros(2))\n"
+        "def add(x):\n    cell.value = cell.value + x\n"
+        "brainstate.transform.vmap2(add)(jnp.arange(2.0))\n"
+        "print(cell.value)\n"
+    )
+    done = run("-m", "statemap.compat", "--policy", "auto", "auto.py", cwd=script)
+    assert done.stdout == "[0. 1.]\n"
+    done = run("-m", "statemap.compat", "auto.py", cwd=script)
+    assert "set_default_policy('auto')" in done.stderr
+    done = run("-m", "statemap.compat", "--policy", "automatic", "auto.py", cwd=script)
+    assert "is one of 'raise', 'warn', 'ignore', 'auto'" in done.stderr
+
+
 def test_what_is_missing(script):
     done = run("-m", "statemap.compat", "nothing.py", cwd=script)
     assert done.returncode == 2 and "there is no file nothing.py" in done.stderr

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..._filters import Filter
+from ..._state import State as CoreState
 from .._catch import catch_new_states
 from .._cells import ParamState, State
 from ._walk import MAX_LEVEL, Node, nodes, states
@@ -50,6 +51,17 @@ class Module(Node):
         if name is not None and not isinstance(name, str):
             raise TypeError(f"The name of a module is a string, not {name!r}.")
         self._name = name
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, CoreState):
+            kind = type(value).__name__
+            raise TypeError(
+                f"`{name}` is a `statemap.{kind}`, which is immutable; a module of the shim holds "
+                "the shim's own states.\n"
+                f"Wrong:  self.{name} = statemap.{kind}(...)\n"
+                f"Right:  self.{name} = statemap.compat.{kind}(...)"
+            )
+        object.__setattr__(self, name, value)
 
     @property
     def name(self) -> str | None:

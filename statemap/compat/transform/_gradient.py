@@ -71,8 +71,12 @@ class GradientTransform:
             written = tuple(frame.written)
             missing = [c for c in own if c not in frame.read and c not in frame.written]
             if missing and self.check_states:
+                paths = jax.tree_util.tree_flatten_with_path(self.grad_states, is_leaf=is_cell)[0]
+                names = [
+                    f"`grad_states{jax.tree_util.keystr(p)}`" for p, c in paths if c in missing
+                ]
                 raise ValueError(
-                    f"The function does not use {', '.join(c.label for c in missing)}, which "
+                    f"The function does not use {', '.join(names)}, a {missing[0].label}, which "
                     "`grad_states` lists. For a derivative of zero: `check_states=False`."
                 )
             if not self.has_aux:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._frames import peek, read, write_all
+from .._frames import read, write_all
 from .._lift import capture, check_carry, Program, read_all
 from ._progress import ProgressBar, with_progress
 
@@ -274,7 +274,8 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
         raise TypeError(f"The predicate of `cond` is a single bool or number, not {pred!r}.")
     if np.dtype(jnp.result_type(pred)).kind not in "biuf":
         raise TypeError(f"The predicate of `cond` is a bool or a number, not {pred!r}.")
-    return _branch(jnp.asarray(pred != 0, int), (false_fun, true_fun), operands, "cond")
+    index = jnp.asarray(pred).astype(bool).astype(int)
+    return _branch(index, (false_fun, true_fun), operands, "cond")
 
 
 def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
@@ -327,7 +328,7 @@ def ifelse(
         )
     if len(branches) == 1:
         return branches[0](*operands)
-    true = jnp.asarray(conditions) != 0
+    true = jnp.asarray(conditions).astype(bool)
     if check_cond:
         true = eqx.error_if(true, true.sum() != 1, "Exactly one condition of `ifelse` is true.")
     index = jnp.where(true.any(), jnp.argmax(true), len(branches) - 1)
@@ -338,10 +339,12 @@ def _branch(index: Any, branches: Sequence[Callable], operands: tuple, name: str
     programs = [capture(branch, operands, closed=False) for branch in branches]
     written = tuple(dict.fromkeys(cell for p in programs for cell in p.written))
     before = [read(cell) for cell in written]
-    for program in programs:
-        old = [peek(cell) for cell in program.written]
-        if len(program.written) < len(written) or name == "switch":
-            check_carry(program.written, old, program.out_shape[1], name)
+    for k, cell in enumerate(written):  # what no branch writes stays, so that all must agree
+        new = [dict(zip(p.written, p.out_shape[1])).get(cell) for p in programs]
+        first = before[k] if None in new else new[0]
+        for value in new:
+            if value is not None and not (_is_weak(first) or _is_weak(value)):  # JAX promotes these
+                check_carry([cell], [first], [value], name)
 
     def branch(program: Program) -> Callable:
         def run(before: Any, operands: Any) -> Any:
@@ -358,7 +361,32 @@ def _branch(index: Any, branches: Sequence[Callable], operands: tuple, name: str
 
 def _initial(program: Program) -> list[Any]:
     """The values that a loop starts from, as arrays."""
-    return [jax.tree.map(jnp.asarray, v) for v in read_all(program.written)]
+    return [
+        _promoted(value, new) for value, new in zip(read_all(program.written), program.out_shape[1])
+    ]
+
+
+def _is_weak(tree: Any) -> bool:
+    leaves = [x if hasattr(x, "weak_type") else jax.typeof(x) for x in jax.tree.leaves(tree)]
+    return any(getattr(x, "weak_type", False) for x in leaves)
+
+
+def _promoted(value: Any, new: Any) -> Any:
+    """A value as arrays; a Python number of the dtype that the loop writes, as `jax.lax.scan`
+    would have it.
+    """
+    if jax.tree.structure(value) != jax.tree.structure(new):
+        return jax.tree.map(jnp.asarray, value)
+
+    def promote(x: Any, like: Any) -> Any:
+        x = jnp.asarray(x)
+        return (
+            x.astype(like.dtype)
+            if _is_weak(x) and jnp.result_type(x, like.dtype) == like.dtype
+            else x
+        )
+
+    return jax.tree.map(promote, value, new)
 
 
 def _like(new: Sequence[Any], old: Sequence[Any]) -> list[Any]:

@@ -121,7 +121,7 @@ class StatefulMapping:
         self.unexpected_out_state_mapping = options["policy"]
         self._variants: list[_Variant] = []
         self._late: dict[State, None] = {}  # cells that only running the function shows
-        self._by_lane: set[State] = set()  # what the policy "auto" takes lane by lane
+        self._by_lane: dict[State, int] = {}  # by the policy "auto", with the number of lanes
         self._reads_first: set[State] = set()
         core = self._core(fun, {}, {})  # so that what is wrong with an option shows now
         self.name = core.__name__
@@ -192,7 +192,12 @@ class StatefulMapping:
     def _current(self) -> Prepared:
         chosen = variant(self._variants, self._new_variant)
         prepared = chosen.prepared
-        if prepared is None or not unchanged(prepared.edges):
+        if (
+            prepared is None
+            or not unchanged(prepared.edges)
+            or self._by_lane
+            and prepared.by_lane != set(filter(self._has_lanes, self._by_lane))
+        ):
             prepared = chosen.prepared = self._prepare(chosen)
         return prepared
 
@@ -214,6 +219,7 @@ class StatefulMapping:
         state_out: dict[Any, list[Any]] = {}
         impls: dict[State, str | None] = {}
         undeclared: set[State] = set()
+        by_lane: set[State] = set()
         for k, cell in enumerate(cells):
             paths = discovery.paths.get(cell) or [(cell.name or type(cell).__name__,)]
             path = next((p for p in paths if p not in taken), (*paths[0], k)) or ("state",)
@@ -230,8 +236,9 @@ class StatefulMapping:
                     came = goes = ()  # one key for all: each lane gets one of its own
             elif not came and not goes:
                 undeclared.add(cell)
-                if cell in self._by_lane:
+                if self._has_lanes(cell):
                     came = (0,)
+                    by_lane.add(cell)
             for axes, spec in (came, state_in), (goes, state_out):
                 for axis in axes:
                     spec.setdefault(axis, []).append(path)
@@ -241,6 +248,7 @@ class StatefulMapping:
         core = self._core(chosen.lane, axes_in, axes_out)
         prepared = Prepared(core, intern_slots(tuple(entries)), discovery)
         prepared.cells, prepared.impls, prepared.undeclared = cells, impls, undeclared
+        prepared.by_lane = by_lane
         prepared.edges = discovery.edges(cells)
         return prepared
 
@@ -252,22 +260,26 @@ class StatefulMapping:
         return self._make(fn, **options)
 
     def _take_by_lane(self, prepared: Prepared, info: Any) -> bool:
-        """With the policy "auto", finds cells that hold a value for each lane already: those that
-        are read and then written, and whose first axis has the size of the map.
+        """With the policy "auto", notes the cells that are read and then written, each lane with a
+        value of its own. From now on they are taken lane by lane.
+
+        **Returns:**
+
+        Whether one of them held such values already, so that the call has to be made again.
         """
         if self.unexpected_out_state_mapping != "auto":
             return False
-        found = set()
+        again = False
         for cell, slot in zip(prepared.cells, prepared.slots.entries):
             if dotted(slot.path) in info.unexpected and cell in self._reads_first:
-                shapes = [jax.numpy.shape(x) for x in jax.tree.leaves(peek(cell))]
-                if all(shape[:1] == (info.lanes,) for shape in shapes):
-                    found.add(cell)
-        if not found - self._by_lane:
-            return False
-        self._by_lane |= found
-        self._forget()
-        return True
+                self._by_lane[cell] = info.lanes
+                again |= self._has_lanes(cell)
+        return again
+
+    def _has_lanes(self, cell: State) -> bool:
+        """Whether a cell that the policy has noted holds a value for each lane."""
+        shapes = [jax.numpy.shape(x) for x in jax.tree.leaves(peek(cell))]
+        return cell in self._by_lane and all(s[:1] == (self._by_lane[cell],) for s in shapes)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
