@@ -218,7 +218,6 @@ class StatefulMapping:
         state_in: dict[Any, list[Any]] = {}
         state_out: dict[Any, list[Any]] = {}
         impls: dict[State, str | None] = {}
-        undeclared: set[State] = set()
         by_lane: set[State] = set()
         for k, cell in enumerate(cells):
             paths = discovery.paths.get(cell) or [(cell.name or type(cell).__name__,)]
@@ -234,11 +233,9 @@ class StatefulMapping:
                 static = (*static, ("impl", impl))
                 if key.ndim == (0 if is_typed(key) else 1) and came != (None,):
                     came = goes = ()  # one key for all: each lane gets one of its own
-            elif not came and not goes:
-                undeclared.add(cell)
-                if self._has_lanes(cell):
-                    came = (0,)
-                    by_lane.add(cell)
+            elif not came and not goes and self._has_lanes(cell):
+                came = (0,)
+                by_lane.add(cell)
             for axes, spec in (came, state_in), (goes, state_out):
                 for axis in axes:
                     spec.setdefault(axis, []).append(path)
@@ -247,8 +244,7 @@ class StatefulMapping:
         axes_out = in_paths(state_out, self.state_out_axes)
         core = self._core(chosen.lane, axes_in, axes_out)
         prepared = Prepared(core, intern_slots(tuple(entries)), discovery)
-        prepared.cells, prepared.impls, prepared.undeclared = cells, impls, undeclared
-        prepared.by_lane = by_lane
+        prepared.cells, prepared.impls, prepared.by_lane = cells, impls, by_lane
         prepared.edges = discovery.edges(cells)
         return prepared
 

@@ -60,8 +60,7 @@ class Prepared:
         self.slots = slots
         self.cells: list[State] = []
         self.impls: dict[State, str | None] = {}  # of typed keys
-        self.undeclared: set[State] = set()
-        self.by_lane: set[State] = set()  # of these, the ones that the policy takes lane by lane
+        self.by_lane: set[State] = set()  # what the policy "auto" takes lane by lane
         self.discovery = discovery
         self.edges: list[Edge] = []
         self.touched: set[int] = set()
