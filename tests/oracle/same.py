@@ -6,27 +6,10 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from statemap import compat
 
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    brainstate = pytest.importorskip("brainstate", "0.5.4")
-
-
-@pytest.fixture(autouse=True)
-def strict_promotion():
-    """Not here: brainstate does not pass under strict promotion."""
-    yield
-
-
-@pytest.fixture(autouse=True)
-def ends_as_it_began():
-    before = np.random.get_state()
-    yield
-    np.random.set_state(before)
+from .peer import brainstate
 
 
 def assert_same(expected, got):

@@ -4,10 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.oracle.same import arange, ends_as_it_began, non_batch, same, strict_promotion, values
-
-
-__all__ = ["ends_as_it_began", "strict_promotion"]  # fixtures
+from tests.oracle.same import arange, non_batch, same, values
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])

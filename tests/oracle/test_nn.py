@@ -1,20 +1,16 @@
 """The shim's modules against brainstate's: the same programs, given both."""
 
 import types
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    brainstate = pytest.importorskip("brainstate", "0.5.4")
-
 from statemap import compat
 from statemap.compat import environ, nn, transform, util
+
+from .peer import brainstate
 
 
 SHIM = types.SimpleNamespace(

@@ -12,14 +12,9 @@ from tests.oracle.same import (
     arange,
     assert_same,
     brainstate,
-    ends_as_it_began,
     same,
-    strict_promotion,
     values,
 )
-
-
-__all__ = ["ends_as_it_began", "strict_promotion"]  # fixtures
 
 
 def nest(bst, order):

@@ -1,7 +1,6 @@
 """`statemap.compat.random` against brainstate's own: the same names, arguments and numbers."""
 
 import inspect
-import warnings
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -10,29 +9,12 @@ import pytest
 
 from statemap.compat import environ, random
 
+from .peer import brainstate
 from .random_cases import A2, assert_same, CASES, SEEDS
 
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    brainstate = pytest.importorskip("brainstate")
-
 theirs = brainstate.random
 NAMES = [n for n in theirs.__all__ if n not in ("RandomState", "DEFAULT")]
-
-
-@pytest.fixture(autouse=True)
-def strict_promotion():
-    """Not here: brainstate does not pass under strict promotion."""
-    yield
-
-
-@pytest.fixture(autouse=True)
-def ends_as_it_began():
-    before = np.random.get_state()
-    yield
-    np.random.set_state(before)
-    random.DEFAULT._backup = theirs.DEFAULT._backup = None
 
 
 SEEDING = {"seed", "set_key", "split_key", "restore_key", "self_assign_multi_keys"}

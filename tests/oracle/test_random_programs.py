@@ -1,37 +1,17 @@
 """Random programs of draws, seeds and splits, run on `statemap.compat.random` and brainstate's."""
 
-import warnings
-
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import pytest
 from hypothesis import given, settings, strategies as st
 
 from statemap.compat import random
 
+from .peer import brainstate
 from .random_cases import A2, assert_same, N3, P2, SEEDS
 
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    brainstate = pytest.importorskip("brainstate")
-
 theirs = brainstate.random
-
-
-@pytest.fixture(autouse=True)
-def strict_promotion():
-    """Not here: brainstate does not pass under strict promotion."""
-    yield
-
-
-@pytest.fixture(autouse=True)
-def ends_as_it_began():
-    before = np.random.get_state()
-    yield
-    np.random.set_state(before)
-    random.DEFAULT._backup = theirs.DEFAULT._backup = None
 
 
 # Programs: lists of operations, run on both libraries. Operations on streams take the module or

@@ -9,14 +9,9 @@ import pytest
 from statemap import compat
 from tests.oracle.same import (
     arange,
-    ends_as_it_began,
     same,
-    strict_promotion,
     values,
 )
-
-
-__all__ = ["ends_as_it_began", "strict_promotion"]  # fixtures
 
 
 # Compilation.
