@@ -1,153 +1,23 @@
 """Axes: which one each argument, state and output is mapped on, and what follows from it."""
 
-import dataclasses
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from ._errors import BatchAxisError
-from ._filters import Filter, Predicate, to_predicate
 from ._slots import Slots
 from ._state import RandomState
-from ._values import dotted
+from ._state_axes import Axis, Listed
+from ._values import describe, dotted
 
 
-Axis = int | None
 AxisSpec = Any  # an int, None, a callable `leaf -> int | None`, or a prefix pytree of these
-StateAxisSpec = Mapping[Axis, Filter] | Filter
-POLICIES = ("raise", "warn", "ignore")
-
-
-@dataclasses.dataclass(frozen=True)
-class StateAxes:
-    """`state_in_axes` or `state_out_axes`, normalised: axes with their predicates, in order."""
-
-    entries: tuple[tuple[Axis, Predicate], ...]
-
-    @staticmethod
-    def parse(spec: Any, parameter: str) -> "StateAxes":
-        """**Arguments:**
-
-        - `spec`: a mapping from axes to filters, a bare filter (for axis 0), or `None`.
-        - `parameter`: the name of the parameter, for messages.
-        """
-        if isinstance(spec, StateAxes):
-            return spec
-        if spec is None:
-            return StateAxes(())
-        if not isinstance(spec, Mapping):
-            spec = {0: spec}
-        entries = []
-        for axis, filter in spec.items():
-            if axis is not None:
-                if isinstance(axis, (bool, np.bool_)) or not hasattr(axis, "__index__"):
-                    raise TypeError(
-                        f"`{parameter}` goes from axes to filters, and {axis!r} is no axis (an "
-                        "int or None).\n"
-                        "Wrong:  {sm.ParamState: 0}\n"
-                        "Right:  {0: sm.ParamState}"
-                    )
-                axis = operator.index(axis)
-            entries.append((axis, to_predicate(filter)))
-        return StateAxes(tuple(entries))
-
-    def over(self, other: "StateAxes") -> "StateAxes":
-        """These axes, and those of `other` for what these do not match."""
-        return StateAxes(self.entries + other.entries)
-
-    @property
-    def as_dict(self) -> dict[Axis, Filter]:
-        return dict(self.entries)
-
-    def assign(self, slots: Slots, values: Sequence[Any]) -> "list[Match | None]":
-        """For each slot the first entry that matches it."""
-        found: list[Match | None] = [None] * len(slots.entries)
-        states = slots.states(values) if self.entries else []
-        for axis, predicate in self.entries:
-            for i, match in enumerate(slots.matching(predicate, states)):
-                if match and found[i] is None:
-                    found[i] = Match(axis, predicate)
-        return found
-
-
-class Match(NamedTuple):
-    axis: Axis
-    predicate: Predicate
-
-
-class Placement(NamedTuple):
-    """What becomes of a state after the call."""
-
-    # "keep" what went in, "share" one new value, "stack" the lanes on `axis`, or "carry": a split
-    # random state, whose lanes' keys are replaced
-    action: str
-    axis: Axis
-    why: str
-    unexpected: bool = False
-
-
-def place(
-    path: str,
-    axis_in: Match | None,
-    axis_out: Match | None,
-    written: bool,
-    differs: bool,
-    policy: str,
-) -> Placement:
-    """The table of the concepts page: where a state's new value goes.
-
-    **Arguments:**
-
-    - `axis_in`, `axis_out`: the entries of `state_in_axes` and `state_out_axes` that match.
-    - `written`: whether the function replaced the value.
-    - `differs`: whether the value depends on the lane, as seen from this map.
-
-    **Raises:**
-
-    `BatchAxisError` where lanes differ and one shared value is asked for.
-    """
-    a = None if axis_in is None else axis_in.axis
-    if a is None and not written:
-        return Placement("keep", None, "shared, not written")
-    if axis_out is not None and axis_out.axis is None:
-        if differs:
-            raise BatchAxisError(
-                f"The state `{path}` is listed under None in `state_out_axes` "
-                f"({axis_out.predicate!r}), so that all lanes share one value, but "
-                + ("it is written" if written else "it is mapped and its values come back")
-                + " with a value that depends on the lane. Reduce it over the lanes first "
-                "(`jax.lax.pmean(value, axis_name)`), or give it an axis: "
-                "`state_out_axes={0: ...}`."
-            )
-        return Placement("share", None, "the same in every lane, out axis None")
-    if axis_out is not None:
-        if a is not None and not written and a == axis_out.axis:
-            return Placement("keep", a, "mapped, not written")
-        return Placement("stack", axis_out.axis, f"`state_out_axes`: {axis_out.predicate!r}")
-    if a is not None:
-        if not written:
-            return Placement("keep", a, "mapped, not written")
-        return Placement("stack", a, "written, stays on the axis it came in")
-    if not differs:
-        return Placement("share", None, "written alike in every lane")
-    if policy == "raise":
-        raise BatchAxisError(
-            f"The state `{path}` is shared by all lanes, and the function writes a value to it "
-            "that depends on the lane. Choose one:\n"
-            f"  - keep a value for each lane: `state_out_axes={{0: ...}}` with a filter for it "
-            "(and `state_in_axes`, if it has one already);\n"
-            "  - write one value for all: reduce it first, `jax.lax.pmean(value, axis_name)`;\n"
-            "  - if the value only matters within a call, set it back before returning;\n"
-            "  - let such writes go to axis 0: `unexpected_out_state_mapping='ignore'`, or "
-            "'warn'."
-        )
-    return Placement("stack", 0, f"lanes differ, policy {policy!r}", unexpected=True)
 
 
 def normalise(axis: int, ndim: int) -> int | None:
@@ -155,6 +25,13 @@ def normalise(axis: int, ndim: int) -> int | None:
     if not -ndim <= axis < ndim:
         return None
     return axis % ndim if ndim else None
+
+
+def move_axis(x: jax.Array, axis: int, trailing: int) -> jax.Array:
+    """Axis 0 of `x` moved to `axis`, counted without the trailing axes."""
+    to = normalise(axis, x.ndim - trailing)
+    assert to is not None
+    return x if to == 0 else jnp.moveaxis(x, 0, to)
 
 
 def along(axis: Axis, x: Any, trailing: int) -> Axis:
@@ -178,7 +55,7 @@ def broadcast_axes(spec: AxisSpec, tree: PyTree, parameter: str) -> list[Axis]:
 
     def below(axis: Any, subtree: PyTree) -> PyTree:
         def one(leaf: Any) -> Any:
-            chosen = axis(leaf) if callable(axis) else axis
+            chosen = _call(axis, leaf, parameter) if callable(axis) else axis
             if chosen is None or not is_array(leaf):
                 return _NoAxis
             return _as_axis(chosen, parameter)
@@ -186,13 +63,28 @@ def broadcast_axes(spec: AxisSpec, tree: PyTree, parameter: str) -> list[Axis]:
         return jax.tree.map(one, subtree)
 
     try:
-        resolved = jax.tree.map(below, spec, tree, is_leaf=is_axis_leaf)
+        jax.tree.map(lambda *_: None, spec, tree, is_leaf=is_axis_leaf)
     except ValueError as error:
         raise ValueError(
             f"`{parameter}` = {spec!r} is no prefix of the structure it applies to, "
             f"{jax.tree.structure(tree)}."
         ) from error
+    resolved = jax.tree.map(below, spec, tree, is_leaf=is_axis_leaf)
     return [None if x is _NoAxis else x for x in jax.tree.leaves(resolved)]
+
+
+def _call(axis: Callable[[Any], Any], leaf: Any, parameter: str) -> Any:
+    """The axis that a callable gives a leaf: a JAX array, where that is of NumPy or abstract."""
+    found: list[Any] = []
+    try:
+        if isinstance(leaf, (np.ndarray, jax.ShapeDtypeStruct)):
+            jax.eval_shape(lambda x: found.append(axis(x)), leaf)
+        else:
+            found.append(axis(leaf))
+    except Exception as error:
+        error.add_note(f"(Raised by the callable in `{parameter}`, given {describe(leaf)}.)")
+        raise
+    return found[0]
 
 
 class _NoAxis:
@@ -200,9 +92,11 @@ class _NoAxis:
 
 
 def _as_axis(axis: Any, parameter: str) -> int:
-    if isinstance(axis, (bool, np.bool_)) or not hasattr(axis, "__index__"):
+    is_array_ = isinstance(axis, (jax.Array, np.ndarray))
+    if isinstance(axis, (bool, np.bool_)) or is_array_ or not hasattr(axis, "__index__"):
+        shown = describe(axis) if is_array_ else repr(axis)
         raise TypeError(
-            f"`{parameter}` holds {axis!r}; an axis is an int, None, or a callable from a leaf "
+            f"`{parameter}` holds {shown}; an axis is an int, None, or a callable from a leaf "
             "to one of these, such as `eqx.if_array(0)`."
         )
     return operator.index(axis)
@@ -227,7 +121,7 @@ def argument_axes(in_axes: AxisSpec, args: tuple, kwargs: dict[str, Any]) -> lis
             f"`in_axes` is an int, None, a callable, or a tuple with an entry for each argument, "
             f"not {in_axes!r}."
         )
-    return positional + broadcast_axes(eqx.if_array(0), kwargs, "in_axes")
+    return positional + broadcast_axes(0, kwargs, "in_axes")
 
 
 def argument_labels(fn: Callable, args: tuple, kwargs: dict[str, Any]) -> list[str]:
@@ -281,9 +175,9 @@ def argument_size(label: str, shape: tuple[int, ...], axis: int) -> tuple[int, i
     return at, shape[at]
 
 
-def state_size(slots: Slots, i: int, shape: tuple[int, ...], match: Match) -> tuple[int, int]:
+def state_size(slots: Slots, i: int, shape: tuple[int, ...], entry: Listed) -> tuple[int, int]:
     """The non-negative axis of one array of a state, and its size."""
-    slot, axis = slots.entries[i], match.axis
+    slot, axis = slots.entries[i], entry.axis
     assert axis is not None
     ndim = len(shape) - slot.kind.trailing_axes
     at = normalise(axis, ndim)
@@ -296,7 +190,7 @@ def state_size(slots: Slots, i: int, shape: tuple[int, ...], match: Match) -> tu
         )
         raise BatchAxisError(
             f"The state `{path}` ({kind}) has shape {shape[:ndim]} and no axis {axis}, on which "
-            f"`state_in_axes` maps it ({match.predicate!r}): it would hold {hint}.\n"
+            f"`state_in_axes` maps it: it would hold {hint}.\n"
             "A state that all lanes share is not listed, or listed under None. A running total "
             "over the lanes is not a map but a scan: `jax.lax.scan(f, states, xs)`."
         )

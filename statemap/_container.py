@@ -8,6 +8,8 @@ import jax
 from jaxtyping import PyTree
 
 from ._axes import is_array
+from ._exact import exact
+from ._overlay import moved_of
 from ._slots import intern_slots, Slot, Slots, to_path
 from ._state import is_state, State, static_fields, with_fields
 from ._states import make_states, States
@@ -58,8 +60,12 @@ class Frame(NamedTuple):
                 leaves.append(arrays[entry.position] if isinstance(entry, _Array) else entry)
         return jax.tree.unflatten(self.treedef, leaves)
 
-    def read(self, slots: Slots, container: PyTree, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The values of a container that a function returned.
+    def read(
+        self, slots: Slots, container: PyTree, arrays: tuple[Any, ...]
+    ) -> tuple[Sequence[Any], frozenset[Path] | None]:
+        """The values of a container that a function returned, and the paths of the states that a
+        mapping in the function has moved; None where that is not known, of a container that is no
+        context.
 
         **Raises:**
 
@@ -91,9 +97,9 @@ class Frame(NamedTuple):
                         f"The function changed `{where}`, an array of its container that is no "
                         "State, so that the new value would be lost. Make it a State."
                     )
-            elif leaf is not entry and leaf != entry:
+            elif leaf is not entry and exact(leaf) != exact(entry):
                 raise ValueError(f"The function changed `{where}` from {entry!r} to {leaf!r}.")
-        return tuple(values)
+        return tuple(values), None
 
 
 class ContextFrame(NamedTuple):
@@ -102,8 +108,11 @@ class ContextFrame(NamedTuple):
     def fill(self, slots: Slots, values: Sequence[Any], arrays: tuple[Any, ...]) -> States:
         return make_states(slots, values)
 
-    def read(self, slots: Slots, container: PyTree, arrays: tuple[Any, ...]) -> Sequence[Any]:
-        return read_context(slots, container)
+    def read(
+        self, slots: Slots, container: PyTree, arrays: tuple[Any, ...]
+    ) -> tuple[Sequence[Any], frozenset[Path] | None]:
+        values = read_context(slots, container)
+        return values, moved_of(values)
 
 
 _CONTEXT = ContextFrame()

@@ -2,16 +2,17 @@
 
 import functools
 import operator
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ._axes import Axis
+from ._jax import on_axis
+from ._state_axes import Axis
 
 
 DeviceSpec = Sequence[jax.Device] | Mesh | None
@@ -20,9 +21,17 @@ DeviceSpec = Sequence[jax.Device] | Mesh | None
 class Devices:
     """A mesh, and the axis or axes of it that the lanes are laid over."""
 
-    def __init__(self, mesh: Mesh, axis: Hashable | tuple[Hashable, ...]):
+    def __init__(self, mesh: Mesh, axis: Hashable | tuple[Hashable, ...], adopts: bool = False):
+        """**Arguments:**
+
+        - `mesh`, `axis`: the mesh, and its axis or axes.
+        - `adopts`: whether the lanes lie on the mesh of a call's arrays, if these have one.
+        """
         self.mesh = mesh
         self.axis = axis
+        # Axes that are part of an array's type, which `jax.vmap` follows by itself.
+        self.is_explicit = AxisType.Explicit in mesh.axis_types
+        self.adopts = adopts
         names = axis if isinstance(axis, tuple) else (axis,)
         unknown = [n for n in names if n not in mesh.axis_names]
         if unknown:
@@ -33,10 +42,42 @@ class Devices:
         self.count = functools.reduce(operator.mul, (mesh.shape[n] for n in names), 1)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Devices) and self.mesh == other.mesh and self.axis == other.axis
+        return isinstance(other, Devices) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash((self.mesh, self.axis))
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return self.mesh, self.axis, self.adopts
+
+    def adopt(
+        self, arrays: Sequence[Any], axes: Callable[[], Sequence[Axis]], values: Iterable[Any]
+    ) -> "Devices":
+        """The mesh of a call's arrays, if they lie on one mesh of several devices, and it is clear
+        on which axis of it the lanes are to lie; otherwise this one.
+
+        **Arguments:**
+
+        - `arrays`, `axes`: the arguments, and the axis of each that holds the lanes.
+        - `values`: of the states.
+        """
+        given = [*arrays, *jax.tree.leaves(list(values))]
+        placed = [getattr(x, "sharding", None) for x in given if isinstance(x, jax.Array)]
+        meshes = {s.mesh for s in placed if isinstance(s, NamedSharding) and s.mesh.size > 1}
+        if len(meshes) != 1 or not isinstance(mesh := meshes.pop(), Mesh) or mesh == self.mesh:
+            return self
+        if len(mesh.axis_names) == 1:
+            return Devices(mesh, mesh.axis_names[0])
+        if self.axis in mesh.axis_names:  # the name that the lanes were given
+            return Devices(mesh, self.axis)
+        found = set()
+        for x, axis in zip(arrays, axes()):
+            spec = getattr(getattr(x, "sharding", None), "spec", ())
+            if axis is not None and np.ndim(x) and axis % np.ndim(x) < len(spec):
+                found.add(spec[axis % np.ndim(x)])
+        found.discard(None)
+        return Devices(mesh, found.pop()) if len(found) == 1 else self
 
     def check(self, lanes: int) -> None:
         """Refuses a number of lanes that the devices do not divide."""
@@ -70,6 +111,8 @@ class Devices:
 
     def constrain(self, x: jax.Array, axis: Axis) -> jax.Array:
         """The same for an array inside a program."""
+        if self.is_explicit:  # what is laid over other axes of the mesh stays there
+            return on_axis(x, self.mesh, axis, self.axis)
         return jax.lax.with_sharding_constraint(x, _sharding(self, axis))
 
 
@@ -88,7 +131,8 @@ def make_devices(
 
     **Arguments:**
 
-    - `devices`: a list of devices, or an existing mesh; by default all devices, in every process.
+    - `devices`: a list of devices, or an existing mesh; by default that on which the arrays of a
+        call lie, and otherwise all devices, in every process.
     - `backend`: the platform of the default devices: `"cpu"`, `"gpu"` or `"tpu"`.
     - `axis_name`: the name of the lanes; of an existing mesh, the axis to use.
     """
@@ -101,9 +145,23 @@ def make_devices(
                 )
             axis_name = devices.axis_names[0]
         return Devices(devices, axis_name)
+    adopts = devices is None and backend is None
     if devices is None:
         devices = jax.devices(backend)
-    if not len(devices):
+    if isinstance(devices, str) or not isinstance(devices, (Sequence, np.ndarray)):
+        raise TypeError(
+            f"`devices` is a list of devices or a mesh, not {devices!r}.\n"
+            "Wrong:  sm.pmap2(f, devices=2)\n"
+            "Right:  sm.pmap2(f, devices=jax.devices()[:2]), or `backend='cpu'` for all devices "
+            "of a platform"
+        )
+    devices = list(devices)
+    if wrong := [d for d in devices if not isinstance(d, jax.Device)]:
+        raise TypeError(f"`devices` holds {wrong[0]!r}, which is no device of `jax.devices()`.")
+    if not devices:
         raise ValueError("`devices` is empty: lanes need at least one device to lie on.")
+    if len(set(devices)) < len(devices):
+        twice = next(d for k, d in enumerate(devices) if d in devices[:k])
+        raise ValueError(f"`devices` holds {twice} twice. A device takes one part of the lanes.")
     name = axis_name if isinstance(axis_name, str) else "lanes"
-    return Devices(Mesh(np.asarray(devices), (name,)), name)
+    return Devices(Mesh(np.asarray(devices), (name,)), name, adopts)

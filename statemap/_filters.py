@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any as AnyType, cast
 
-from ._state import State
+from ._exact import by_identity
+from ._state import NonBatchState, State
 from ._values import dotted, Path
 
 
@@ -29,6 +30,14 @@ class OfType:
     """
 
     type: type
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.type, type):
+            raise TypeError(
+                f"`OfType` takes a kind of State, a class, not {self.type!r}.\n"
+                'Wrong:  sm.OfType("ParamState")\n'
+                "Right:  sm.OfType(sm.ParamState)"
+            )
 
     def __call__(self, path: Path, state: State) -> bool:
         return isinstance(state, self.type)
@@ -69,17 +78,17 @@ class PathContains:
 class IsState:
     """Matches the state of a handle. A handle given as a filter becomes one of these."""
 
-    state: State
+    kind: type
+    name: str | None
+    path: Path | None  # of a handle
 
     def __call__(self, path: Path, state: State) -> bool:
-        handle = self.state.handle
-        if type(state) is not type(self.state):
+        if type(state) is not self.kind:
             return False
-        return state.name == self.state.name if handle is None else path == handle.path
+        return state.name == self.name if self.path is None else path == self.path
 
     def __repr__(self) -> str:
-        handle = self.state.handle
-        return f"IsState({self.state.name if handle is None else dotted(handle.path)!r})"
+        return f"IsState({self.name if self.path is None else dotted(self.path)!r})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +124,15 @@ class _Several:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.predicates))})"
+
+
+def filter_key(predicate: Predicate, on_death: AnyType = None) -> Hashable:
+    """What equal filters share. Functions of the user's are referred to weakly."""
+    if isinstance(predicate, _Several):
+        return type(predicate), tuple(filter_key(p, on_death) for p in predicate.predicates)
+    if isinstance(predicate, _FILTERS):
+        return type(predicate), predicate
+    return by_identity(predicate, on_death)
 
 
 class Any(_Several):
@@ -217,7 +235,8 @@ def to_predicate(filter: Filter) -> Predicate:
                 "from others like it. Use it as a filter by its handle (the field of a model "
                 "from `make_with_states`), by a `name=`, or with `PathContains`."
             )
-        return IsState(filter)
+        handle = filter.handle
+        return IsState(type(filter), filter.name, None if handle is None else handle.path)
     if isinstance(filter, (list, tuple)):
         return Any(*filter)
     if callable(filter):
@@ -231,3 +250,41 @@ def _no_filter(filter: AnyType) -> str:
         "`...`, `None`, a handle, a list or tuple of filters, or a callable "
         "`(path, state) -> bool`; an axis goes before it: `{0: filter}`."
     )
+
+
+def names_state(predicate: Predicate, path: Path, kind: type[State], name: str | None) -> bool:
+    """Whether a predicate that matches a `NonBatchState` means it alone: by type, name or handle."""
+    if isinstance(predicate, OfType):
+        return issubclass(predicate.type, NonBatchState)
+    if isinstance(predicate, PathContains):
+        return predicate.key in (path[-1], name)
+    if isinstance(predicate, (Any, All)):
+        state = _blank(kind, name)
+        return any(
+            names_state(p, path, kind, name)
+            for p in predicate.predicates
+            if isinstance(p, (Any, All)) or isinstance(p, _FILTERS) and p(path, state)
+        )
+    return isinstance(predicate, (IsState, InPaths))
+
+
+def _blank(kind: type[State], name: str | None) -> State:
+    state = object.__new__(kind)
+    for field, value in (("data", None), ("name", name), ("tag", None), ("handle", None)):
+        object.__setattr__(state, field, value)
+    return state
+
+
+def is_internal(predicate: Predicate) -> bool:
+    """Whether a filter is none that a user wrote: that of a handle, or of `MemberAxes`."""
+    if isinstance(predicate, _Several):
+        return any(map(is_internal, predicate.predicates))
+    return isinstance(predicate, (IsState, InPaths))
+
+
+def show_filter(predicate: Predicate) -> str:
+    """What messages call a filter."""
+    if isinstance(predicate, _FILTERS):
+        return repr(predicate)
+    name = getattr(predicate, "__qualname__", type(predicate).__qualname__)
+    return str(name).rpartition(".")[2]

@@ -1,25 +1,27 @@
 """New states, made in lanes: `vmap2_new_states`."""
 
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._axes import argument_size, Axis, lane_count, normalise, StateAxes, StateAxisSpec
+from ._axes import argument_size, lane_count, move_axis, normalise
 from ._devices import Devices
 from ._errors import BatchAxisError
-from ._filters import Everything
+from ._jax import lanes_sharding, lay_lanes, without_axis
+from ._lane import Lane
 from ._make import bind
 from ._members import MemberAxes
-from ._outcome import lanes_differ, move_axis
+from ._options import check_axis_size
 from ._slots import intern_slots, Slots, to_path
-from ._state import as_key, is_state, NonBatchState, RandomState, with_fields
+from ._state import as_key, is_state, RandomState, State, with_fields
+from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
-from ._trace import split_lanes
-from ._values import dotted
+from ._streams import split_lanes
+from ._values import dotted, Path
 
 
 def vmap2_new_states(
@@ -118,17 +120,20 @@ def new_states(
     devices: Devices | None,
 ) -> tuple[Any, States, MemberAxes]:
     """`vmap2_new_states`, and with `devices` `pmap2_new_states`."""
+    if not callable(make) or isinstance(make, (eqx.Module, State)):
+        raise TypeError(
+            f"New states are made by a class or a function, not by {_short(make)}: it runs in the "
+            "lanes.\n"
+            "Wrong:  sm.vmap2_new_states(LIF(3, 4), axis_size=10)\n"
+            "Right:  sm.vmap2_new_states(LIF, dict(n_in=3, n_out=4), axis_size=10)"
+        )
+    if init_kwargs is not None and not isinstance(init_kwargs, Mapping):
+        raise TypeError(
+            f"`init_kwargs` is a dictionary of keyword arguments for `make`, not {init_kwargs!r}."
+        )
+    axis_size = check_axis_size(axis_size)
     kwargs = dict(init_kwargs or {})
-    axes = {k: a for k, a in (in_axes or {}).items() if a is not None}
-    if missing := [k for k in axes if k not in kwargs]:
-        raise ValueError(f"`in_axes` names `{missing[0]}`, which `init_kwargs` does not hold.")
-    mapped, mapped_axes, sizes = {}, {}, []
-    for name, axis in axes.items():
-        leaves, treedef = jax.tree.flatten(kwargs.pop(name))
-        at = [argument_size(f"argument `{name}`", jnp.shape(x), axis) for x in leaves]
-        sizes += [(f"argument `{name}`", size) for _, size in at]
-        mapped[name] = jax.tree.unflatten(treedef, [jnp.asarray(x) for x in leaves])
-        mapped_axes[name] = jax.tree.unflatten(treedef, [a for a, _ in at])
+    mapped, axes, sizes = _mapped(kwargs, in_axes)
     if axis_size is None and not sizes and devices is not None:
         axis_size = devices.count
     if axis_size is None and not sizes:
@@ -139,62 +144,107 @@ def new_states(
     lanes = lane_count(axis_size, sizes)
     if devices is not None:
         devices.check(lanes)
+    impl = None
     if key is not None:
-        mapped["key"] = jax.random.key_data(jax.random.split(as_key(key), lanes))
-        mapped_axes["key"] = 0
+        key = as_key(key)
+        impl = str(jax.random.key_impl(key))
+        mapped["key"] = jax.random.key_data(jax.random.split(key, lanes))
+        axes["key"] = 0
+    leaves, treedef = jax.tree.flatten(mapped)
+    leaf_axes = jax.tree.leaves(axes)
     if devices is not None:
-        place = devices.place
-        mapped = {k: jax.tree.map(place, x, mapped_axes[k]) for k, x in mapped.items()}
-    impl = None if key is None else str(jax.random.key_impl(as_key(key)))
-    made = _Made(make, kwargs, impl, state_tag, StateAxes.parse(state_out_axes, "state_out_axes"))
-    extra = {} if spmd_axis_name is None else {"spmd_axis_name": spmd_axis_name}
+        leaves = [devices.place(x, a) for x, a in zip(leaves, leaf_axes)]
+    run = _Run(make, kwargs, treedef, impl, state_tag, StateAxes.parse(state_out_axes, _OUT))
+    types = [without_axis(x, a) for x, a in zip(leaves, leaf_axes)]
+    name = getattr(make, "__name__", type(make).__name__)
+    lane = Lane.trace(run.lane, types, name, axis_name, lanes)
+    mapping = _mapping(axis_name, spmd_axis_name, devices)
+    sharding = lanes_sharding(leaves, leaf_axes)
+    every = list(range(len(lane.jaxpr.outvars)))
+    differ = lane.differ(every, mapping, leaves, leaf_axes, lanes, sharding)
+    run.refuse(differ)
 
-    def program(mapped: dict[str, Any]) -> tuple[Any, list[jax.Array]]:
-        mapping = eqx.filter_vmap(
-            made.lane,
-            in_axes=(0, mapped_axes),
-            out_axes=(0, None),
-            axis_name=axis_name,
-            axis_size=lanes,
-            **extra,
-        )
-        stacked, alike = mapping(jnp.arange(lanes), mapped)
-        return made.assemble(stacked, alike, lanes, devices)
+    def program(leaves: list[jax.Array]) -> tuple[tuple[Any, ...], list[jax.Array]]:
+        stacked = run.stacked()
+        out = lane.over(mapping, leaves, leaf_axes, stacked, lanes, sharding)
+        return run.assemble(out, differ, lanes, sharding, devices)
 
     # Over devices, each makes its own part; on one, operations that are known are not compiled.
-    values, arrays = (program if devices is None else jax.jit(program))(mapped)
-    model = jax.tree.unflatten(made.model_treedef, made.fill(arrays))
-    slots = made.slots
-    assert slots is not None
-    member_axes = {slot.path: axis for slot, axis in zip(slots.entries, made.axes)}
-    return model, make_states(slots, tuple(values)), MemberAxes(member_axes)
+    values, arrays = (program if devices is None else jax.jit(program))(leaves)
+    paths = [slot.path for slot in run.slots.entries]
+    return (
+        run.model(arrays),
+        make_states(run.slots, tuple(values)),
+        MemberAxes(dict(zip(paths, run.axes))),
+    )
 
 
-class _Made:
-    """What `make` returned in a lane, sorted into what has lanes and what has none."""
+_OUT = "state_out_axes"
+
+
+def _mapping(axis_name: Hashable, spmd_axis_name: Any, devices: Devices | None) -> Any:
+    given: dict[str, Any] = {"axis_name": axis_name}
+    if spmd_axis_name is not None:
+        given["spmd_axis_name"] = spmd_axis_name
+    if devices is not None and not devices.is_explicit:
+        given["spmd_axis_name"] = devices.axis
+    filter_vmap: Callable[..., Any] = eqx.filter_vmap
+    return functools.partial(filter_vmap, **given)
+
+
+def _mapped(
+    kwargs: dict[str, Any], in_axes: Mapping[str, int | None] | None
+) -> tuple[dict[str, Any], dict[str, Any], list[tuple[str, int]]]:
+    """The arguments that are mapped, taken out of `kwargs`; their axes and their sizes."""
+    mapped, mapped_axes, sizes = {}, {}, []
+    for name, axis in (in_axes or {}).items():
+        if name not in kwargs and axis is not None:
+            raise ValueError(f"`in_axes` names `{name}`, which `init_kwargs` does not hold.")
+        if axis is None:
+            continue
+        leaves, treedef = jax.tree.flatten(kwargs.pop(name))
+        at = [argument_size(f"argument `{name}`", jnp.shape(x), axis) for x in leaves]
+        sizes += [(f"argument `{name}`", size) for _, size in at]
+        mapped[name] = jax.tree.unflatten(treedef, [jnp.asarray(x) for x in leaves])
+        mapped_axes[name] = jax.tree.unflatten(treedef, [a for a, _ in at])
+    return mapped, mapped_axes, sizes
+
+
+class _Run:
+    """The one run of `make`, as a lane: from flat arrays to the arrays of the states and of the
+    model. What it returns besides is noted here.
+    """
+
+    slots: Slots
+    axes: list[Axis]  # of each state
+    counts: list[int]  # of each state, how many arrays it has
+    treedefs: list[Any]
+    model_treedef: Any
+    statics: list[Any]  # the leaves of the model; None for its arrays
+    array_paths: list[Path]
 
     def __init__(
         self,
         make: Callable[..., Any],
         kwargs: dict[str, Any],
+        treedef: Any,
         impl: str | None,
         tag: str | None,
         state_axes: StateAxes,
     ):
-        self.make = make
-        self.kwargs = kwargs
-        self.impl = impl
-        self.tag = tag
-        self.state_axes = state_axes
-        self.slots: Slots | None = None
-        self.axes: list[Axis] = []
-        self.alike: set[int] = set()  # states that are to have lanes, and do not depend on them
-        self.model_treedef: Any = None
-        self.statics: list[Any] = []
+        """**Arguments:**
 
-    def lane(self, marker: jax.Array, mapped: dict[str, Any]) -> tuple[list, list]:
+        - `kwargs`: the arguments that all lanes share.
+        - `treedef`: of those that are mapped.
+        - `impl`: of the key, if there is one.
+        """
+        self.make, self.kwargs, self.treedef = make, kwargs, treedef
+        self.impl, self.tag, self.state_axes = impl, tag, state_axes
+
+    def lane(self, leaves: list[Any]) -> list[Any]:
+        mapped = jax.tree.unflatten(self.treedef, leaves)
         if self.impl is not None:
-            mapped = {**mapped, "key": jax.random.wrap_key_data(mapped["key"], impl=self.impl)}
+            mapped["key"] = jax.random.wrap_key_data(mapped["key"], impl=self.impl)
         made = self.make(**self.kwargs, **mapped)
         if isinstance(made, tuple) and len(made) >= 2 and isinstance(made[1], States):
             model, states = made[0], made[1]
@@ -202,97 +252,92 @@ class _Made:
             model, states = bind(made)
         if self.tag is not None:
             model, states = _retag(model, states, self.tag)
-        self.slots, values = states._slots, states._values
-        self.axes = _assign(self.slots, values, self.state_axes)
-        leaves, self.model_treedef = jax.tree.flatten(model)
-        arrays = {i: x for i, x in enumerate(leaves) if eqx.is_array(x)}
-        self.statics = [None if i in arrays else x for i, x in enumerate(leaves)]
-        self.is_array = [i in arrays for i in range(len(leaves))]
-        differ, differ_arrays = lanes_differ((dict(enumerate(values)), arrays), marker)
-        paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(model)[0]]
-        for i, yes in differ_arrays.items():
-            if yes:
-                raise ValueError(
-                    f"The array `{dotted(to_path(paths[i]))}` of the model differs between lanes "
-                    "and is no State, so that there is no place for a value for each lane. Make "
-                    "it one:\n"
-                    "Wrong:  self.weight = jr.normal(key, (3,))\n"
-                    "Right:  self.weight = sm.ParamState(jr.normal(key, (3,)))"
-                )
-        for i, (slot, axis) in enumerate(zip(self.slots.entries, self.axes)):
-            if axis is None and differ[i]:
+        self.slots = states._slots
+        self.axes = self.state_axes.assign_new(states._slots, states._values)
+        flat = [jax.tree.flatten(value) for value in states._values]
+        self.treedefs = [treedef for _, treedef in flat]
+        self.counts = [len(leaves) for leaves, _ in flat]
+        self._refuse_axes(flat)
+        with_path, self.model_treedef = jax.tree_util.tree_flatten_with_path(model)
+        arrays = {to_path(keys): x for keys, x in with_path if eqx.is_array(x)}
+        self.array_paths = list(arrays)
+        self.statics = [None if eqx.is_array(x) else x for _, x in with_path]
+        self.is_array = [eqx.is_array(x) for _, x in with_path]
+        return [x for leaves, _ in flat for x in leaves] + list(arrays.values())
+
+    def refuse(self, differ: set[int]) -> None:
+        """Refuses what depends on the lane and has no place for a value for each."""
+        at = 0
+        for slot, axis, n in zip(self.slots.entries, self.axes, self.counts):
+            if axis is None and differ & set(range(at, at + n)):
                 raise BatchAxisError(
                     f"The {slot.kind.__name__} `{dotted(slot.path)}` has no lanes, and its "
                     "initial value differs between them. Make it of what does not depend on "
                     "`key` or a mapped argument, or let it be a state that has lanes."
                 )
-        self.alike = {i for i, a in enumerate(self.axes) if a is not None and not differ[i]}
-        stacked = [v for v, a in zip(values, self.axes) if a is not None]
-        shared = [v for v, a in zip(values, self.axes) if a is None]
-        return stacked, [shared, list(arrays.values())]
+            at += n
+        for k, path in enumerate(self.array_paths, at):
+            if k in differ:
+                raise ValueError(
+                    f"The array `{dotted(path)}` of the model differs between lanes "
+                    "and is no State, so that there is no place for a value for each lane. Make "
+                    "it one:\n"
+                    "Wrong:  self.weight = jr.normal(key, (3,))\n"
+                    "Right:  self.weight = sm.ParamState(jr.normal(key, (3,)))"
+                )
+
+    def stacked(self) -> list[int]:
+        """The outputs that come with the lanes on axis 0."""
+        has_lanes = [axis is not None for axis, n in zip(self.axes, self.counts) for _ in range(n)]
+        return [k for k, has in enumerate(has_lanes) if has]
 
     def assemble(
-        self, stacked: list[Any], alike: list[Any], lanes: int, devices: Devices | None
-    ) -> tuple[list[Any], list[jax.Array]]:
-        """The states' values and the model's arrays."""
-        assert self.slots is not None
-        stacked_, shared_ = iter(stacked), iter(alike[0])
-        values = []
-        for i, (slot, axis) in enumerate(zip(self.slots.entries, self.axes)):
-            if axis is None:
-                values.append(_constrain(devices, next(shared_), None))
-                continue
-            value = next(stacked_)
-            if issubclass(slot.kind, RandomState) and i in self.alike:
-                if lanes:
-                    value = split_lanes(value[0], lanes, self.slots.specs[i])[1]
-            move = functools.partial(
-                self._on_axis, path=dotted(slot.path), axis=axis, trailing=slot.kind.trailing_axes
-            )
-            values.append(jax.tree.map(lambda x, m=move: m(devices, x), value))
-        return values, [_constrain(devices, x, None) for x in alike[1]]
+        self,
+        out: list[Any],
+        differ: set[int],
+        lanes: int,
+        sharding: Any,
+        devices: Devices | None,
+    ) -> tuple[tuple[Any, ...], list[jax.Array]]:
+        """The states' values and the model's arrays, from the outputs of all lanes."""
+        put = lambda x, axis: x if devices is None else devices.constrain(x, axis)
+        values, at = [], 0
+        specs = zip(self.slots.entries, self.slots.specs, self.axes, self.counts, self.treedefs)
+        for slot, spec, axis, n, treedef in specs:
+            leaves = out[at : at + n]
+            if axis is not None:
+                is_random = issubclass(slot.kind, RandomState)
+                if is_random and lanes and not differ & set(range(at, at + n)):
+                    _, keys = split_lanes(leaves[0][0], lanes, spec)  # each a stream of its own
+                    leaves = [lay_lanes(keys, sharding)]
+                leaves = [move_axis(x, axis, spec.trailing_axes) for x in leaves]
+                where = [normalise(axis, x.ndim - spec.trailing_axes) for x in leaves]
+                leaves = [put(x, a) for x, a in zip(leaves, where)]
+            else:
+                leaves = [put(x, None) for x in leaves]
+            values.append(jax.tree.unflatten(treedef, leaves))
+            at += n
+        return tuple(values), [put(x, None) for x in out[at:]]
 
-    def _on_axis(
-        self, devices: Devices | None, x: jax.Array, *, path: str, axis: int, trailing: int
-    ) -> jax.Array:
-        at = normalise(axis, x.ndim - trailing)
-        if at is None:
-            raise BatchAxisError(
-                f"The state `{path}` has shape {x.shape[1 : x.ndim - trailing]} in a lane, and "
-                f"can't have the lanes on axis {axis}, as `state_out_axes` says."
-            )
-        return _constrain(devices, move_axis(x, axis, trailing), at)
-
-    def fill(self, arrays: list[jax.Array]) -> list[Any]:
+    def model(self, arrays: list[jax.Array]) -> Any:
         own = iter(arrays)
-        return [next(own) if a else s for s, a in zip(self.statics, self.is_array)]
+        leaves = [next(own) if a else s for s, a in zip(self.statics, self.is_array)]
+        return jax.tree.unflatten(self.model_treedef, leaves)
+
+    def _refuse_axes(self, flat: list[tuple[list[Any], Any]]) -> None:
+        for slot, axis, (leaves, _) in zip(self.slots.entries, self.axes, flat):
+            for x in leaves:
+                ndim = x.ndim - slot.kind.trailing_axes
+                if axis is not None and normalise(axis, ndim + 1) is None:
+                    raise BatchAxisError(
+                        f"The state `{dotted(slot.path)}` has shape {x.shape[:ndim]} in a lane, "
+                        f"and can't have the lanes on axis {axis}, as `state_out_axes` says."
+                    )
 
 
-def _constrain(devices: Devices | None, x: Any, axis: Axis) -> Any:
-    if devices is None:
-        return x
-    return jax.tree.map(lambda leaf: devices.constrain(leaf, axis), x)
-
-
-def _assign(slots: Slots, values: Sequence[Any], axes: StateAxes) -> list[Axis]:
-    """The axis of each new state."""
-    states = slots.states(values)
-    matches = [(axis, p, slots.matching(p, states)) for axis, p in axes.entries]
-    out: list[Axis] = []
-    for i, slot in enumerate(slots.entries):
-        if issubclass(slot.kind, NonBatchState):
-            out.append(None)
-            continue
-        found = [(axis, p) for axis, p, match in matches if match[i]]
-        explicit = [axis for axis, p in found if not isinstance(p, Everything)]
-        if len(set(explicit)) > 1:
-            raise ValueError(
-                f"`state_out_axes` gives the state `{dotted(slot.path)}` the axes "
-                f"{' and '.join(map(str, dict.fromkeys(explicit)))}: it matches the filters of "
-                "each. A state has one axis."
-            )
-        out.append(found[0][0] if found else 0)
-    return out
+def _short(x: Any) -> str:
+    text = eqx.tree_pformat(x, struct_as_array=True)
+    return text if len(text) < 200 else text[:200] + "..."
 
 
 def _retag(model: Any, states: States, tag: str) -> tuple[Any, States]:

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from ._axes import Axis, AxisSpec, StateAxes, StateAxisSpec
+from ._axes import AxisSpec
 from ._devices import DeviceSpec
 from ._errors import near
 from ._init import vmap2_new_states
@@ -14,6 +14,7 @@ from ._mapping import StatefulMapping
 from ._members import MemberAxes
 from ._pmap import pmap2, pmap2_new_states
 from ._state import Handle, State, with_fields
+from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import States
 from ._values import Struct
 from ._vmap import vmap2

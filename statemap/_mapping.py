@@ -1,41 +1,34 @@
 """`StatefulMapping`: the object that a mapping is, and how a call goes."""
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
 
-from ._axes import along, argument_axes, Axis, AxisSpec, StateAxisSpec
-from ._compiled import Aux, Cache, Compiled, is_base_trace, Spread
-from ._container import AnyFrame, first_argument, pack, refuse_unhashable
-from ._devices import Devices
+from ._axes import AxisSpec
+from ._cache import Cache
+from ._call import Call, Programs
+from ._container import first_argument, pack
 from ._filters import Filter
+from ._jax import is_base_trace
 from ._options import Options
-from ._outcome import unfix
+from ._overlay import Chosen, moved_of, with_moved
 from ._plan import Plan
-from ._signature import (
-    abstract,
-    CacheKey,
-    exact,
-    Function,
-    Inputs,
-    mark_static,
-    split_leaves,
-    static_arguments,
-)
-from ._slots import Slots
-from ._states import make_states, mark_donated, States
-from ._warm import as_overlay, chosen_of, is_plain, warm_call, WarmCall
+from ._program import Program
+from ._signature import abstract, CacheKey, Function, static_arguments, unfix
+from ._state_axes import Axis, StateAxisSpec
+from ._states import make_states, States
+from ._warm import as_overlay, is_plain, warm_call, WarmCall
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What equal mappings share: by function and options, the compiled calls.
-_shared: Cache[Cache[Compiled]] = Cache(512)
-_CALLS = 128  # for one mapping: contexts of other slots, arguments of other structure
+# What equal mappings share: by function and options, the programs.
+_shared: Cache[Programs] = Cache(512)
+_PROGRAMS = 256  # of one mapping: other slots, other structure of arguments, other shapes
 
 
 class StatefulMapping(Generic[P, R]):
@@ -86,6 +79,7 @@ class StatefulMapping(Generic[P, R]):
         donate: bool = False,
         donate_argnums: int | Iterable[int] | None = (),
         devices: Any = None,
+        chunk_size: int | None = None,
         name: str | None = None,
     ):
         """**Arguments:**
@@ -116,6 +110,7 @@ class StatefulMapping(Generic[P, R]):
             donate=donate,
             donate_argnums=donate_argnums,
             devices=devices,
+            chunk_size=chunk_size,
         )
         self._set(fn, options, name or getattr(fn, "__name__", type(fn).__name__))
 
@@ -124,7 +119,7 @@ class StatefulMapping(Generic[P, R]):
         self._options = options
         self._name = name
         self._function: Function | None = None
-        self._calls: Cache[Compiled] | None = None
+        self._programs: Programs | None = None
         self._warm: WarmCall | None = None
         self._static = static_arguments(fn, options.static_argnums, options.static_argnames)
         for attribute in ("__doc__", "__module__"):
@@ -171,33 +166,25 @@ class StatefulMapping(Generic[P, R]):
                 "With `donate=True` the states are given as a context, `sm.States`, which can "
                 f"tell that its memory is gone; this is a {type(container).__name__}."
             )
-        compiled, call, values, arrays = self._prepare(
-            slots, values, frame, extra, args[1:], kwargs
-        )
-        out, found = compiled(call, values, arrays)
-        aux, new = found.popitem()
-        out = self._finish(out, aux) if aux.special else out
-        devices = self._options.devices
-        chosen = None
-        if is_plain(args, kwargs):
-            chosen, n_inputs = chosen_of(compiled, aux)
-            placed = None if devices is None else tuple(x.sharding for x in arrays)
-            own = tuple(call[1].arrays)
-            self._warm = warm_call(
-                compiled, slots, args, own, chosen, n_inputs, placed, self._finish
-            )
-        if not aux.indices and devices is None:
+        donated = container if self._options.donate else None
+        call = self._call(slots, values, frame, extra, args[1:], kwargs)
+        program, out, new = call.run(donated)
+        out = self._finish(out, program) if program.special else out
+        plain = is_plain(args, kwargs) and call.function.is_frozen and not program.inputs.donated
+        chosen = self._remember(program, call, args) if plain else None
+        if not program.changed and program.devices is None:
             return out, container  # pyright: ignore
-        values = list(values)
-        for i, value in zip(aux.indices, new):
+        values = list(call.values)
+        for i, value in (*call.placed.items(), *zip(program.changed, new)):
             values[i] = value
-        if self._options.donate and is_base_trace():  # nothing is, when traced
-            mark_donated(container)
-        if chosen is not None and devices is not None:
+        if chosen is not None and program.devices is not None:
             return out, make_states(slots, as_overlay(values, chosen))  # pyright: ignore
-        return out, frame.fill(slots, tuple(values), extra)  # pyright: ignore
+        values = tuple(values)
+        if program.moved_paths and not is_base_trace():  # a lane of a mapping around, perhaps
+            values = with_moved(values, moved_of(call.values) | program.moved_paths)
+        return out, frame.fill(slots, values, extra)  # pyright: ignore
 
-    def _run(self, *parts: Any) -> tuple[Any, Aux, tuple[Any, ...]]:
+    def _run(self, *parts: Any) -> tuple[Any, Program, tuple[Any, ...]]:
         """A call in terms of the values of states.
 
         **Arguments:**
@@ -207,17 +194,16 @@ class StatefulMapping(Generic[P, R]):
 
         **Returns:**
 
-        The output, what is known of the trace, and the new values.
+        The output, the program, and the new values of the states that it changed.
         """
-        compiled, call, values, arrays = self._prepare(*parts)
-        out, found = compiled(call, values, arrays)
-        return out, *found.popitem()
+        program, out, new = self._call(*parts).run(None)
+        return out, program, new
 
-    def _finish(self, out: Any, aux: Aux) -> Any:
+    def _finish(self, out: Any, program: Program) -> Any:
         """The output with what is no array in it; and the warning, where there is one."""
-        if aux.info.unexpected:
-            self._warn(aux.info.unexpected)
-        return unfix(out) if aux.info.has_static else out
+        if program.unexpected:
+            self._warn(program.unexpected)
+        return unfix(out) if program.has_static else out
 
     def plan(self, *args: P.args, **kwargs: P.kwargs) -> Plan:
         """What a call with these arguments does with each state, without running it: which are
@@ -231,13 +217,12 @@ class StatefulMapping(Generic[P, R]):
 
         A [`statemap.Plan`][], to print or to look rows up in.
         """
-        return self._plan_of(self._trace(args, kwargs))
+        container = first_argument(args)
+        return self._plan_of(self._program(*pack(container), args[1:], kwargs))
 
-    def _plan_of(self, traced: jax.stages.Traced) -> Plan:
-        _, found = traced.out_info
-        info = next(iter(found)).info
+    def _plan_of(self, program: Program) -> Plan:
         named = "" if self.axis_name is None else f", axis_name={self.axis_name!r}"
-        return Plan(f"{self.__name__} ({info.lanes} lanes{named})", info.rows())
+        return Plan(f"{self.__name__} ({program.lanes} lanes{named})", program.rows)
 
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:
         """The lowered program of a call with these arguments, as `jax.jit(f).lower` gives it.
@@ -245,7 +230,7 @@ class StatefulMapping(Generic[P, R]):
         Its inputs are the values of the touched states, then the arrays of the arguments and of
         the function; its outputs are the function's and the values of the written states.
         """
-        return self._trace(args, kwargs).lower()
+        return self._traced(*pack(first_argument(args)), args[1:], kwargs).lower()
 
     def get_arg_cache_key(self, *args: P.args, **kwargs: P.kwargs) -> Hashable:
         """What a call with these arguments is compiled for: structures, shapes and dtypes, and
@@ -272,7 +257,7 @@ class StatefulMapping(Generic[P, R]):
                 "It is made by `mapping.get_arg_cache_key(states, *args)`."
             )
         container, args, kwargs = jax.tree.unflatten(key.treedef, key.leaves)
-        return self._trace((container, *args), kwargs).jaxpr
+        return self._traced(*pack(container), args, kwargs).jaxpr
 
     def __reduce__(self) -> tuple:  # without what is compiled
         return _unflatten, ((self._options, self._name), (self._fn,))
@@ -291,89 +276,50 @@ class StatefulMapping(Generic[P, R]):
             f"state_out_axes={self.state_out_axes})"
         )
 
-    def _trace(self, args: tuple, kwargs: dict[str, Any]) -> jax.stages.Traced:
-        return self._traced(*pack(first_argument(args)), args[1:], kwargs)
-
     def _traced(self, *parts: Any) -> jax.stages.Traced:
         """What `_run` would run."""
-        compiled, call, values, arrays = self._prepare(*parts)
-        return compiled(call, values, arrays, trace=True)
+        return self._call(*parts).traced()
 
-    def _prepare(
-        self,
-        slots: Slots,
-        values: Sequence[Any],
-        frame: AnyFrame,
-        extra: tuple[Any, ...],
-        args: tuple,
-        kwargs: dict[str, Any],
-    ) -> tuple[Compiled, tuple[Any, ...], Sequence[Any], list[Any]]:
-        """What is compiled for a call, and what to call it with."""
-        function, calls = self._function, self._calls
-        if function is None or calls is None:
-            function, calls = self._resolve()
-        if self._options.has_static:
-            args, kwargs = mark_static(args, kwargs, *self._static)
-        leaves, treedef = jax.tree.flatten((args, kwargs))
-        arrays, statics = split_leaves(leaves, args, kwargs)
-        key = (slots, frame, treedef, statics and exact(statics))
-        try:
-            compiled = calls.get(key)
-        except TypeError:
-            refuse_unhashable(frame, statics)
-            raise
-        if compiled is None:
-            inputs = Inputs(treedef, statics, len(extra), self._options.donate_argnums)
-            spread = self._spread(slots, tuple(values))
-            new = Compiled(self._name, inputs, self._options.donate, spread)
-            compiled = calls.add(key, new)
-        if self._options.devices is not None:
-            arrays = self._place(self._options.devices, compiled, arrays)
-            extra = tuple(self._options.devices.place(x, None) for x in extra)
-            values = list(values)
-        if extra or function.arrays:
-            arrays = [*arrays, *extra, *function.arrays]
-        return compiled, (self._options, function, compiled.inputs, slots, frame), values, arrays
+    def _program(self, *parts: Any) -> Program:
+        """The program that `_run` would use."""
+        return self._call(*parts).program()
 
-    def _resolve(self) -> tuple[Function, Cache[Compiled]]:
-        """Finds what an equal mapping has compiled already."""
-        key: Any = None
-        self._function = Function(self._fn, self._name)
-        if self._options.devices is not None:
-            place = self._options.devices.place
-            self._function.arrays = [place(x, None) for x in self._function.arrays]
-        try:
-            discard = _shared.discard  # when Python exits, the name goes first
-            key = (self._function.key(lambda _: discard(key)), self._options)
-            calls = _shared.get(key)
-        except (TypeError, ValueError):  # something static can't be hashed or compared
-            calls = Cache(_CALLS)
-        self._calls = _shared.add(key, Cache(_CALLS)) if calls is None else calls
-        return self._function, self._calls
+    def _call(self, *parts: Any) -> Call:
+        return Call(self._options, *self._resolve(), self._static, *parts)
 
-    def _spread(self, slots: Slots, values: tuple[Any, ...]) -> Spread | None:
-        """How a call moves the values of states to its devices, if it has any."""
-        devices = self._options.devices
-        if devices is None:
-            return None
-        matches = self._options.state_in.assign(slots, values)
+    def _remember(self, program: Program, call: Call, args: tuple) -> Chosen:
+        """Makes ready for a call like this one. What a program touches is one object, by whose
+        identity contexts know that its inputs are at hand.
+        """
+        going_in = program.kept + program.donated
+        chosen = program.chosen
+        if chosen is None:
+            rest = tuple(i for i in program.changed if i not in going_in)
+            chosen = program.chosen = Chosen(going_in + rest)
+        devices = program.devices
+        placed = program.place_arrays(call.arrays)
+        shardings = None if devices is None else tuple(x.sharding for x in placed)
+        own = tuple(placed[len(args) - 1 :])
+        self._warm = warm_call(program, chosen, call.slots, args, own, shardings, self._finish)
+        return chosen
 
-        def spread(values: list[Any], indices: tuple[int, ...]) -> None:
-            for i in indices:
-                match = matches[i]
-                axis = None if match is None else match.axis
-                trailing = slots.entries[i].kind.trailing_axes
-                values[i] = jax.tree.map(
-                    lambda x, a=axis, t=trailing: devices.place(x, along(a, x, t)), values[i]
-                )
-
-        return spread
-
-    def _place(self, devices: Devices, compiled: Compiled, arrays: list[Any]) -> list[Any]:
-        args, kwargs = compiled.inputs.arguments(arrays)
-        axes = argument_axes(self._options.in_axes, args, kwargs)
-        axes = [a for j, a in enumerate(axes) if compiled.inputs.is_traced(j)]
-        return [devices.place(x, along(a, x, 0)) for x, a in zip(arrays, axes)]
+    def _resolve(self) -> tuple[Function, Programs]:
+        """The function, taken apart, and the programs of all equal mappings."""
+        function, programs = self._function, self._programs
+        if function is not None and programs is not None and function.is_frozen:
+            return function, programs
+        function = Function(self._fn, self._name)
+        programs, key = Programs.none_yet(_PROGRAMS), None
+        if self._options.is_ours:
+            try:
+                discard = _shared.discard  # when Python exits, the name goes first
+                on_death = lambda _: discard(key)
+                key = (function.key(on_death), self._options.key(on_death))
+                programs = _shared.get(key) or _shared.add(key, programs)
+            except (TypeError, ValueError):  # something static can't be hashed or compared
+                pass
+        self._function, self._programs = function, programs
+        return function, programs
 
     def _warn(self, unexpected: tuple[str, ...]) -> None:
         if self._options.policy == "warn":
@@ -381,7 +327,7 @@ class StatefulMapping(Generic[P, R]):
             warnings.warn(
                 f"{self.__name__} wrote values that depend on the lane to shared states, which "
                 f"`state_out_axes` does not list: {listed}. They have the lanes on axis 0 now.",
-                stacklevel=4,
+                stacklevel=3,
             )
 
 

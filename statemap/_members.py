@@ -10,10 +10,11 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from ._axes import Axis, normalise, StateAxes
+from ._axes import normalise
 from ._filters import InPaths
 from ._slots import Slots
 from ._state import State
+from ._state_axes import Axis, StateAxes
 from ._states import make_states, States
 from ._values import dotted, Path
 

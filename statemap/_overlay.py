@@ -1,4 +1,6 @@
-"""Values with a few of them replaced, at a cost that grows with these few."""
+"""The sequences, besides tuples, that the values of a context are held in: values of which a few
+are replaced, at a cost that grows with these few; and values that a lane is given or gives back.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -57,3 +59,75 @@ def overlay(base: tuple[Any, ...], chosen: Chosen, values: tuple[Any, ...]) -> O
     self.chosen = chosen
     self.values = values
     return self
+
+
+class Watched(Sequence[Any]):
+    """The values that a lane is given. Which of them it looks at is noted, since only on those
+    can its program depend.
+    """
+
+    __slots__ = ("every", "moved", "seen", "unlisted")
+
+    def __init__(
+        self,
+        every: Sequence[Any],
+        seen: set[int],
+        unlisted: frozenset[int],
+        moved: frozenset[Any] = frozenset(),
+    ):
+        """**Arguments:**
+
+        - `seen`: where it is noted.
+        - `unlisted`: the positions of the states that no filter of the mapping lists.
+        - `moved`: as for `Moved`.
+        """
+        self.every = every
+        self.seen = seen
+        self.unlisted = unlisted
+        self.moved = moved
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, int) and i >= 0:
+            self.seen.add(i)
+        else:
+            self.seen.update(range(len(self.every)))
+        return self.every[i]
+
+    def __iter__(self) -> Iterator[Any]:
+        self.seen.update(range(len(self.every)))
+        return iter(self.every)
+
+    def __len__(self) -> int:
+        return len(self.every)
+
+
+class Moved(tuple[Any, ...]):
+    """Values of which a mapping inside a lane has moved some to another axis, so that they go
+    back in another shape than they came in.
+    """
+
+    moved: frozenset[Any]  # the paths of these states
+
+
+def moved_of(values: Sequence[Any]) -> frozenset[Any]:
+    """The paths of the states that a mapping inside the lane has moved."""
+    return values.moved if isinstance(values, (Moved, Watched)) else frozenset()
+
+
+def with_moved(values: Sequence[Any], moved: frozenset[Any]) -> Sequence[Any]:
+    """Values with a note of which were moved."""
+    if not moved:
+        return values
+    new = Moved(values)
+    new.moved = moved
+    return new
+
+
+def replaced(values: Sequence[Any], new: dict[int, Any]) -> Sequence[Any]:
+    """Values with some of them replaced, by position."""
+    every = list(values.every if isinstance(values, Watched) else values)
+    for i, value in new.items():
+        every[i] = value
+    if isinstance(values, Watched):
+        return Watched(tuple(every), values.seen, values.unlisted, values.moved)
+    return with_moved(tuple(every), moved_of(values))

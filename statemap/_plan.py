@@ -1,24 +1,8 @@
 """The plan of a mapping: what it does with each state, as a table."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
-
-class Row(NamedTuple):
-    """What a mapping does with one state.
-
-    `axis_in` and `axis_out` are an int, `"shared"`, or `"split"` for a random state that gives
-    each lane a key of its own.
-    """
-
-    path: str
-    kind: str
-    shape: str
-    read: bool
-    written: bool
-    axis_in: int | str
-    axis_out: int | str
-    why: str
+from ._rows import Row
 
 
 class Plan:
@@ -45,7 +29,7 @@ class Plan:
 
     def __repr__(self) -> str:
         header = ("path", "kind", "shape", "read", "written", "axis in", "axis out", "why")
-        body = [tuple(_cell(x) for x in row) for row in self.rows]
+        body = [tuple(_cell(x) for x in row[: len(header)]) for row in self.rows]
         widths = [max(map(len, column)) for column in zip(header, *body)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)) for line in (header, *body)]
         lines.insert(1, "  ".join("-" * w for w in widths))

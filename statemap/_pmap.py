@@ -4,13 +4,12 @@ import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, overload, ParamSpec, TypeVar
 
-import equinox as eqx
-
-from ._axes import AxisSpec, StateAxisSpec
+from ._axes import AxisSpec
 from ._devices import DeviceSpec, make_devices
 from ._init import new_states
 from ._mapping import StatefulMapping
 from ._members import MemberAxes
+from ._state_axes import StateAxisSpec
 from ._states import States
 
 
@@ -106,9 +105,9 @@ def pmap2(
         axis that the lanes lie on, which may be left out if there is one only.
     - `static_broadcasted_argnums`: arguments whose values are compiled in, counted after the
         states.
-    - `devices`: the devices, or an existing `jax.sharding.Mesh`. All devices by default, those of
-        other processes included. Arrays that lie on a mesh of your own are best given with it:
-        otherwise each call moves them to another mesh, be it one of the same devices.
+    - `devices`: the devices, or an existing `jax.sharding.Mesh`. By default the mesh on which the
+        arrays of a call lie, if they lie on one and it is clear which of its axes is that of the
+        lanes; otherwise all devices, those of other processes included.
     - `backend`: `"cpu"`, `"gpu"` or `"tpu"`, for the default devices.
     - `donate_argnums`: arguments whose memory the call may reuse, counted after the states.
     - `global_arg_shapes`: has left JAX; `None` only.
@@ -131,7 +130,6 @@ def pmap2(
             "are made with `jax.make_array_from_process_local_data`, and given as they are."
         )
     over = make_devices(devices, backend, axis_name)
-    filter_vmap: Callable[..., Any] = eqx.filter_vmap
     return StatefulMapping(
         fn,
         in_axes=in_axes,
@@ -141,7 +139,6 @@ def pmap2(
         unexpected_out_state_mapping=unexpected_out_state_mapping,
         axis_name=axis_name,
         axis_size=axis_size,
-        mapping_fn=functools.partial(filter_vmap, spmd_axis_name=over.axis),
         static_argnums=static_broadcasted_argnums,
         donate=donate,
         donate_argnums=donate_argnums,
@@ -190,6 +187,6 @@ def pmap2_new_states(
         state_out_axes=state_out_axes,
         in_axes=in_axes,
         axis_name=axis_name,
-        spmd_axis_name=over.axis,
+        spmd_axis_name=None,
         devices=over,
     )

@@ -2,11 +2,10 @@
 keys what is compiled.
 """
 
+import dataclasses
 import enum
 import functools
 import inspect
-import types
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.core
 import numpy as np
-from jaxtyping import PyTree
+from ._exact import by_identity, exact
 
 
 class _Dynamic(enum.Enum):
@@ -37,17 +36,6 @@ class _IsArray(dict[type, bool]):
 
 
 _is_array_type = _IsArray()
-
-
-def exact(value: Any) -> Hashable:
-    """A static value as part of a key: `1`, `1.0` and `True` are different programs, and so are
-    `0.0` and `-0.0`, while Python has them equal.
-    """
-    if isinstance(value, tuple):
-        return type(value), tuple(map(exact, value))
-    if isinstance(value, float):
-        return type(value), value.hex()
-    return type(value), value
 
 
 @jax.tree_util.register_static
@@ -216,6 +204,7 @@ class Function:
         self.name = name
         if isinstance(fn, functools.partial):
             fn = jax.tree_util.Partial(fn.func, *fn.args, **fn.keywords)
+        self.is_frozen = _is_frozen(fn)  # whether its arrays stay the same
         leaves, self.treedef = jax.tree.flatten(fn)
         self.statics = tuple(_marker(x) for x in leaves)
         self.arrays = [x for x, s in zip(leaves, self.statics) if isinstance(s, _Dynamic)]
@@ -228,19 +217,39 @@ class Function:
         no closure alive; `on_death` is called when one of them goes.
         """
         # What a PyTreeDef is printed as tells apart static fields that are equal in Python.
-        statics = tuple(_weak(s, on_death) for s in self.statics)
+        statics = tuple(by_identity(s, on_death) for s in self.statics)
         return repr(self.treedef), self.treedef, statics
 
 
-def _weak(leaf: PyTree, on_death: Callable[[Any], None]) -> Hashable:
-    if isinstance(leaf, types.MethodType):  # made anew at each access
-        return weakref.ref(leaf.__self__, on_death), leaf.__func__
-    if not callable(leaf) or isinstance(leaf, (type, _Dynamic)):
-        return exact(leaf)
-    try:
-        return weakref.ref(leaf, on_death)
-    except TypeError:
-        return leaf
+def _is_frozen(fn: Any) -> bool:
+    """Whether all nodes of a function as a pytree are immutable."""
+    kinds: set[type] = set()
+
+    def note(x: Any) -> bool:
+        kinds.add(type(x))
+        return False
+
+    leaves = jax.tree.leaves(fn, is_leaf=note)
+    nodes = kinds - set(map(type, leaves))
+    frozen = (eqx.Module, tuple, type(None), jax.tree_util.Partial)
+    return all(issubclass(kind, frozen) for kind in nodes)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """An output that is no array, on its way through `jax.jit`."""
+
+    value: Any
+
+
+def unfix(out: Any) -> Any:
+    """An output with the leaves that are no arrays in it."""
+    return jax.tree.map(
+        lambda x: x.value if isinstance(x, Fixed) else x,
+        out,
+        is_leaf=lambda x: isinstance(x, Fixed),
+    )
 
 
 class CacheKey:

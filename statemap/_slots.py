@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from ._errors import near, StateNotFoundError
-from ._filters import Predicate
+from ._exact import exact
+from ._filters import Predicate, show_filter
 from ._state import is_state, State, static_fields, with_fields
-from ._values import dotted, Path
+from ._values import describe, dotted, Path
 
 
 class Slot(NamedTuple):
@@ -106,15 +108,22 @@ class Slots:
     def names(self) -> list[str]:
         return [dotted(slot.path) for slot in self.entries]
 
-    def matching(self, predicate: Predicate, states: list[State]) -> list[bool]:
+    def matching(
+        self, predicate: Predicate, states: list[State], given_as: str = "filter"
+    ) -> list[bool]:
         """Which of the slots a predicate matches, under any of their paths.
 
         **Arguments:**
 
         - `states`: from `self.states`.
+        - `given_as`: what messages call the parameter that the predicate came from.
+
+        **Raises:**
+
+        `TypeError` if it returns no bool; what it raises itself gets a note.
         """
         return [
-            any(predicate(p, state) for p in (slot.path, *slot.aliases))
+            any(_ask(predicate, p, state, given_as) for p in (slot.path, *slot.aliases))
             for slot, state in zip(self.entries, states)
         ]
 
@@ -122,7 +131,25 @@ class Slots:
         return [with_fields(spec, data=v) for spec, v in zip(self.specs, values)]
 
 
-_interned: weakref.WeakValueDictionary[tuple[Slot, ...], Slots] = weakref.WeakValueDictionary()
+def _ask(predicate: Predicate, path: Path, state: State, given_as: str) -> bool:
+    try:
+        answer = predicate(path, state)
+    except Exception as error:
+        error.add_note(
+            f"(Raised by the filter `{show_filter(predicate)}` in `{given_as}`, asked about the "
+            f"state `{dotted(path)}`.)"
+        )
+        raise
+    if isinstance(answer, (bool, np.bool_)) or answer is None:
+        return bool(answer)
+    raise TypeError(
+        f"The filter `{show_filter(predicate)}` in `{given_as}` returned {describe(answer)} for the "
+        f"state `{dotted(path)}`. A filter is `(path, state) -> bool`, and looks at the state's "
+        "kind, name, tag and shape rather than at numbers."
+    )
+
+
+_interned: weakref.WeakValueDictionary[Any, Slots] = weakref.WeakValueDictionary()
 
 
 _lock = threading.Lock()
@@ -130,8 +157,9 @@ _lock = threading.Lock()
 
 def intern_slots(entries: tuple[Slot, ...]) -> Slots:
     """The one `Slots` of these entries."""
+    key = _key(entries)
     try:
-        found = _interned.get(entries)
+        found = _interned.get(key)
     except TypeError:
         raise TypeError(
             "The static fields of a State must be hashable, since they key what was compiled; "
@@ -139,10 +167,24 @@ def intern_slots(entries: tuple[Slot, ...]) -> Slots:
         ) from None
     if found is None:
         with _lock:
-            found = _interned.get(entries)
+            found = _interned.get(key)
             if found is None:
-                found = _interned[entries] = Slots(entries)
+                found = _interned[key] = Slots(entries)
     return found
+
+
+def _key(entries: tuple[Slot, ...]) -> Any:
+    """What slots are one by: `1`, `1.0` and `True` in a path or a static field are different."""
+    return tuple(
+        (*slot, *(exact(x) for x in _doubtful(slot))) if _doubtful(slot) else slot
+        for slot in entries
+    )
+
+
+def _doubtful(slot: Slot) -> list[Any]:
+    """The parts of a slot that Python may have equal to others."""
+    keys = [k for p in (slot.path, *slot.aliases) for k in p if type(k) is not str]
+    return keys + [v for _, v in slot.static if v is not None and type(v) is not str]
 
 
 def _spec(slot: Slot) -> State:

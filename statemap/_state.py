@@ -11,7 +11,7 @@ import wadler_lindig as wl
 from jaxtyping import PyTree
 
 from ._annotations import checked
-from ._values import as_arrays, describe, dotted, fit, Path, Struct
+from ._values import as_arrays, describe, dotted, fit, own, Path, Struct
 
 
 T = TypeVar("T")
@@ -58,8 +58,9 @@ class State(eqx.Module, Generic[T]):
 
     # Of each array in `data`, how many trailing axes are not the user's to map over.
     trailing_axes = 0
-    # Whether a mapped function must keep the dtypes of `data`.
+    # Whether a mapped function must keep the dtypes and the shapes of `data`.
     fixed_dtype = True
+    fixed_shape = True
 
     def __init__(self, value: T, name: str | None = None, tag: str | None = None):
         """**Arguments:**
@@ -100,7 +101,7 @@ class State(eqx.Module, Generic[T]):
                 "Wrong:  self.v.value\n"
                 "Right:  states[self.v]"
             )
-        return self.decode(self.data)
+        return self.decode(own(self.data))
 
     @property
     def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
@@ -180,31 +181,42 @@ class State(eqx.Module, Generic[T]):
 
 
 class ParamState(State[T]):
-    """A parameter: what an optimiser changes."""
+    """A parameter: what an optimiser changes. A kind below `State`."""
 
 
 class ShortTermState(State[T]):
-    """A value that lasts a step or a sequence, such as a membrane potential."""
+    """A value that lasts a step or a sequence, such as a membrane potential. A kind below
+    `State`; `HiddenState` is one of it.
+    """
 
 
 class LongTermState(State[T]):
-    """A value that lasts beyond a sequence, such as a running mean."""
+    """A value that lasts beyond a sequence, such as a running mean. A kind below `State`;
+    `BatchState` is one of it.
+    """
 
 
 class HiddenState(ShortTermState[T]):
-    """The hidden state of a recurrent layer."""
+    """The hidden state of a recurrent layer. It is a `ShortTermState`, which filters for those
+    match.
+    """
 
 
 class BatchState(LongTermState[T]):
-    """A value that always has a batch axis."""
+    """A value that always has a batch axis. It is a `LongTermState`, which filters for those
+    match.
+    """
 
 
-class NonBatchState(ShortTermState[T]):
-    """A value that never has a lane axis of its own when states are made in lanes."""
+class NonBatchState(State[T]):
+    """A value that never has lanes: in every mapping, and when states are made in lanes, all
+    lanes share it. A kind of its own, below `State` alone.
+    """
 
 
 class RandomState(State[jax.Array]):
-    """A stream of random numbers: it holds a key, which draws advance.
+    """A stream of random numbers: it holds a key, which draws advance. A kind of its own, below
+    `State` alone.
 
     Draw with [`statemap.random`][]. Used inside a map, each lane draws from a key of its own and
     the state itself moves on once; the exact law is on the page "Concepts".

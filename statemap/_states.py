@@ -1,5 +1,6 @@
 """The context: an immutable mapping from the paths of states to their values."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload, TypeVar
 
@@ -8,11 +9,13 @@ import jax
 import wadler_lindig as wl
 from jaxtyping import PyTree
 
-from ._errors import DonatedStatesError
+from ._errors import BatchAxisError, DonatedStatesError, near
+from ._exact import exact
 from ._filters import Filter, to_predicate
+from ._overlay import moved_of, replaced, Watched, with_moved
 from ._slots import collect, find_states, intern_slots, owner, path_order, Slot, Slots
 from ._state import is_state, State
-from ._values import dotted, fit, Path
+from ._values import dotted, fit, own, Path
 
 
 T = TypeVar("T")
@@ -22,9 +25,17 @@ def assemble(items: list[tuple[Slot, Any]]) -> "States":
     """A context from slots and their values, in canonical order."""
     items = sorted(items, key=lambda item: path_order(item[0].path))
     owners: dict[str, Path] = {}
-    for before, after in zip(items, items[1:]):
-        if before[0].path == after[0].path:
-            raise ValueError(f"Two states have the path `{dotted(after[0].path)}`.")
+    written: dict[str, Path] = {}
+    for slot, _ in items:
+        text = dotted(slot.path)
+        if text in written:
+            if written[text] == slot.path and exact(written[text]) == exact(slot.path):
+                raise ValueError(f"Two states have the path `{text}`.")
+            raise ValueError(
+                f"Two states have paths that are written alike, `{text}`: {written[text]!r} and "
+                f"{slot.path!r}. Rename one of them."
+            )
+        written[text] = slot.path
     for slot, _ in items:
         if slot.name is not None:
             if slot.name in owners:
@@ -34,11 +45,11 @@ def assemble(items: list[tuple[Slot, Any]]) -> "States":
                 )
             owners[slot.name] = slot.path
     for slot, _ in items:
-        other = owners.get(dotted(slot.path))
+        other = owners.get(text := dotted(slot.path)) if owners else None
         if other is not None and other != slot.path:
             raise ValueError(
-                f"The state `{dotted(other)}` has the name {dotted(slot.path)!r}, which is the "
-                "path of another state."
+                f"The state `{dotted(other)}` has the name {text!r}, which is the path of another "
+                "state."
             )
     slots = intern_slots(tuple(slot for slot, _ in items))
     return make_states(slots, tuple(value for _, value in items))
@@ -110,6 +121,19 @@ class States:
             f'Right:  states = states.set("{name}", value)'
         )
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("_slots", "_values"):
+            raise AttributeError(name)
+        raise AttributeError(
+            f"A context has no attribute `{name}`."
+            + (
+                f"\nWrong:  states.{name}\nRight:  states[{name!r}]"
+                if name in self
+                else near(name, self._slots.names())
+                + " States are looked up by handle, path or name: `states[model.v]`."
+            )
+        )
+
     def __setitem__(self, key: Any, value: Any) -> None:
         raise TypeError(
             "A context is immutable.\n"
@@ -126,7 +150,9 @@ class States:
     def __getitem__(self, key: Any) -> Any:
         """The value of a state, by handle, path or name."""
         i = self._slots.find(key)
-        return self._slots.decode(i, self._values[i])
+        if type(self._values) is Watched and isinstance(key, State):
+            _refuse_population(self._slots.entries[i].path, key, self._values, i)
+        return self._slots.decode(i, own(self._values[i]))
 
     @overload
     def set(self, key: State[T], value: T) -> "States": ...
@@ -164,12 +190,18 @@ class States:
 
         The new context. If one of the values does not fit, none is replaced.
         """
-        slots, new = self._slots, list(self._values)
+        if not isinstance(values, Mapping):
+            raise TypeError(
+                f"`update` takes new values by state, not a {type(values).__name__}.\n"
+                "Wrong:  states.update([(model.v, v)])\n"
+                "Right:  states.update({model.v: v})"
+            )
+        slots, new = self._slots, {}
         for key, value in values.items():
             i = slots.find(key)
             path = dotted(slots.entries[i].path)
-            new[i] = fit(self._values[i], slots.encode(i, value), path)
-        return make_states(slots, tuple(new))
+            new[i] = own(fit(self._values[i], slots.encode(i, value), path))
+        return make_states(slots, replaced(self._values, new))
 
     def select(self, filter: Filter) -> "States":
         """The part of the context that a filter matches.
@@ -245,6 +277,13 @@ class States:
 
         `ValueError` if a state that both have differs in kind or model, or a value does not fit.
         """
+        if not isinstance(other, States):
+            raise TypeError(
+                f"`merge` takes another context, not a {type(other).__name__}.\n"
+                "Wrong:  states.merge({model.v: v})\n"
+                "Right:  states.update({model.v: v}), or states.merge(part) with a part from "
+                "`partition`"
+            )
         items = dict(zip((s.path for s in self._slots.entries), self._pairs()))
         for slot, value in other._pairs():
             mine = items.get(slot.path)
@@ -258,12 +297,14 @@ class States:
                     )
                 value = fit(mine[1], value, path)
             items[slot.path] = (slot, value)
-        return assemble(list(items.values()))
+        moved = moved_of(self._values) | moved_of(other._values)
+        merged = assemble(list(items.values()))
+        return make_states(merged._slots, with_moved(merged._values, moved))
 
     def items(self) -> Iterator[tuple[Path, State]]:
         """The pairs `(path, State)`, each State with its value."""
         paths = (slot.path for slot in self._slots.entries)
-        return iter(list(zip(paths, self._slots.states(self._values))))
+        return iter(list(zip(paths, self._slots.states([own(v) for v in self._values]))))
 
     def __iter__(self) -> Iterator[tuple[Path, State]]:
         return self.items()
@@ -305,7 +346,8 @@ class States:
 
     def _take(self, wanted: list[bool]) -> "States":
         slots = intern_slots(tuple(s for s, w in zip(self._slots.entries, wanted) if w))
-        return make_states(slots, tuple(v for v, w in zip(self._values, wanted) if w))
+        values = tuple(v for v, w in zip(self._values, wanted) if w)
+        return make_states(slots, with_moved(values, moved_of(self._values)))
 
     def _pairs(self) -> list[tuple[Slot, Any]]:
         return list(zip(self._slots.entries, self._values))
@@ -326,9 +368,47 @@ class _Donated(tuple):
     __getitem__ = __iter__ = __len__ = _refuse
 
 
-def mark_donated(states: States) -> None:
-    """Make every later use of a context an error that says why."""
-    object.__setattr__(states, "_values", _Donated())
+_claiming = threading.Lock()
+
+
+def claim(states: States) -> Sequence[Any]:
+    """The values of a context whose memory a call takes. From now on every use of the context is
+    an error that says why; of several threads, one gets the values.
+    """
+    with _claiming:
+        values = states._values
+        if type(values) is _Donated:
+            values[0]
+        _set_values(states, _DONATED)
+    return values
+
+
+def disclaim(states: States, values: Sequence[Any]) -> None:
+    """Gives a context its values back, after a call that failed, if their memory is still there."""
+    if not any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(list(values))):
+        _set_values(states, values)
+
+
+def _refuse_population(path: Path, handle: State, values: Watched, i: int) -> None:
+    """Refuses to look up by handle the value of a whole population, in one of its lanes."""
+    if handle.handle is None or i not in values.unlisted:
+        return
+    declared = jax.tree.leaves(handle.handle.struct.tree)
+    shapes = [getattr(x, "shape", ()) for x in jax.tree.leaves(values.every[i])]
+    trailing = type(handle).trailing_axes
+    shapes = [shape[: len(shape) - trailing] for shape in shapes]
+    if shapes != [x.shape for x in declared]:
+        shown = ", ".join(map(str, shapes))
+        raise BatchAxisError(
+            f"The state `{dotted(path)}` has shape {shown} here, and its handle declares "
+            f"{', '.join(str(x.shape) for x in declared)}: this looks like a population, of which "
+            "every lane would see the whole.\n"
+            "Wrong:  sm.vmap2(model)(states, x)\n"
+            "Right:  sm.vmap2(model, state_in_axes=axes, state_out_axes=axes)(states, x), with "
+            "the axes that `vmap2_new_states` returned\n"
+            "If every lane is to see the whole of it, list it under None: "
+            "`state_in_axes={None: ...}`."
+        )
 
 
 def make_states(slots: Slots, values: Sequence[Any]) -> States:
@@ -345,14 +425,47 @@ _set_slots = States.__dict__["_slots"].__set__
 _set_values = States.__dict__["_values"].__set__
 
 
+_DONATED = _Donated()
+
+
+class _MovedSlots:
+    """The structure of a context in which a mapping inside a lane has moved states: equal to that
+    of any other with these slots. It carries the note through `jit`, which knows of structure
+    and of arrays alone.
+    """
+
+    __slots__ = ("moved", "slots")
+
+    def __init__(self, slots: Slots, moved: frozenset[Path]):
+        self.slots = slots
+        self.moved = moved
+
+    def __eq__(self, other: object) -> bool:
+        return other is self.slots or isinstance(other, _MovedSlots) and other.slots is self.slots
+
+    def __hash__(self) -> int:
+        return hash(self.slots)
+
+
+def _structure(states: States) -> Any:
+    moved = moved_of(states._values)
+    return _MovedSlots(states._slots, moved) if moved else states._slots
+
+
 def _flatten_with_keys(states: States) -> tuple:
     keys = (jax.tree_util.DictKey(n) for n in states._slots.names())
-    return tuple(zip(keys, states._values)), states._slots
+    return tuple(zip(keys, states._values)), _structure(states)
+
+
+def _unflatten(structure: Any, values: Any) -> States:
+    if type(structure) is _MovedSlots:
+        return make_states(structure.slots, with_moved(tuple(values), structure.moved))
+    return make_states(structure, tuple(values))
 
 
 jax.tree_util.register_pytree_with_keys(
     States,
     _flatten_with_keys,
-    lambda slots, values: make_states(slots, tuple(values)),
-    lambda states: (tuple(states._values), states._slots),
+    _unflatten,
+    lambda states: (tuple(states._values), _structure(states)),
 )

@@ -144,6 +144,11 @@ def describe(x: Any) -> str:
     return f"{x!r} of type `{type(x).__name__}`"
 
 
+def own(value: Any) -> Any:
+    """A value that nobody else can change: its containers, which may be mutable, made anew."""
+    return value if isinstance(value, jax.Array) else jax.tree.map(lambda x: x, value)
+
+
 def dotted(path: Path) -> str:
     """A path as people write it: `layers.0.weight`."""
     return ".".join(str(key) for key in path)

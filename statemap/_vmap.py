@@ -6,9 +6,9 @@ from typing import Any, overload, ParamSpec, TypeVar
 
 import equinox as eqx
 
-from ._axes import AxisSpec, StateAxisSpec
-from ._chunks import chunked
+from ._axes import AxisSpec
 from ._mapping import StatefulMapping
+from ._state_axes import StateAxisSpec
 
 
 P = ParamSpec("P")
@@ -139,10 +139,6 @@ def vmap2(
     mapping_fn: Callable[..., Any] = eqx.filter_vmap
     if spmd_axis_name is not None:
         mapping_fn = functools.partial(mapping_fn, spmd_axis_name=spmd_axis_name)
-    if chunk_size is not None:
-        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-            raise ValueError(f"`chunk_size` is a positive number of lanes, not {chunk_size!r}.")
-        mapping_fn = functools.partial(chunked, mapping_fn=mapping_fn, chunk_size=chunk_size)
     return StatefulMapping(
         fn,
         in_axes=in_axes,
@@ -156,4 +152,5 @@ def vmap2(
         static_argnums=static_argnums,
         static_argnames=static_argnames,
         donate=donate,
+        chunk_size=chunk_size,
     )

@@ -1,21 +1,23 @@
 """The fast way for the call that is made most: a context and arrays, as in the call before.
 
 It goes past flattening and look-ups, and only checks that the slots are the same and that the
-arguments are as many arrays, each given by itself. Whether there is a program for their shapes
-and dtypes, `jax.jit` looks up. What it does, the slow way (`StatefulMapping.__call__`) does, too.
+arguments are as many arrays, each given by itself. Their shapes and dtypes `jax.jit` looks up; if
+they are others, the program refuses to be traced again, and the general way finds the one for
+them. What it does, the general way (`StatefulMapping.__call__`) does, too.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.core import Tracer
 
-from ._compiled import Aux, Compiled, is_base_trace, NotPending
+from ._jax import is_base_trace
 from ._overlay import Chosen, Overlay, overlay
+from ._program import Program, Retrace
 from ._slots import Slots
-from ._states import make_states, mark_donated, States
+from ._states import claim, disclaim, make_states, States
 
 
 # Given all arguments, returns the output and the new context; or None for another kind of call.
@@ -29,28 +31,21 @@ def is_plain(args: tuple, kwargs: dict[str, Any]) -> bool:
     return not kwargs and type(args[0]) is States and len(types) < 2 and arrays
 
 
-def chosen_of(compiled: Compiled, aux: Aux) -> tuple[Chosen, int]:
-    """The states that a call reads or writes, and how many of them are its inputs."""
-    donated, kept = compiled.touched or ((), ())
-    inputs = donated + kept
-    return Chosen(inputs + tuple(sorted(set(aux.indices) - set(inputs)))), len(inputs)
-
-
 def warm_call(
-    compiled: Compiled,
+    program: Program,
+    chosen: Chosen,
     slots: Slots,
     args: tuple,
     function_arrays: tuple[Any, ...],
-    chosen: Chosen,
-    n_inputs: int,
     shardings: tuple[Any, ...] | None,
-    finish: Callable[[Any, Aux], Any],
+    finish: Callable[[Any, Program], Any],
 ) -> WarmCall:
     """**Arguments:**
 
-    - `args`: of a call that the slow way has made.
+    - `args`: of a call that the general way has made.
     - `function_arrays`: the function's own arrays.
-    - `chosen`, `n_inputs`: from `chosen_of`.
+    - `chosen`: the states that the program touches: those that go in, in its order, and then
+        those that only come out.
     - `shardings`: where the arguments must lie, if the lanes lie on devices. Of the values of
         states that is known only if they came out of the mapping.
     - `finish`: for an output that is not done yet.
@@ -59,11 +54,14 @@ def warm_call(
     count = len(args)
     array_type = type(args[1]) if count > 1 else None
     indices = chosen.indices
+    n_inputs = len(program.kept) + len(program.donated)
+    n_kept = len(program.kept)
     is_whole = shardings is None and indices == tuple(range(len(slots.entries)))
     more = n_inputs < len(indices)  # states that are only written
-    n_donated = len(compiled.touched[0]) if compiled.touched else 0
-    jitted, donating = compiled.jitted, compiled.donating
-    updates: dict[Aux, Any] = {}
+    donates = bool(program.donated)
+    jitted, donating = program.jitted, program.donating
+    special, seen = program.special, bool(program.seen)
+    update = _update(chosen, program.changed)
 
     def call(args: tuple) -> tuple[Any, States] | None:
         if len(args) != count:
@@ -81,7 +79,7 @@ def warm_call(
                 for x, sharding in zip(rest, shardings):
                     if x.sharding is not sharding and x.sharding != sharding:
                         return None
-        elif shardings is not None:
+        elif shardings is not None or seen and not program.fits(before):
             return None
         elif is_whole and type(before) is tuple:
             values = before
@@ -91,27 +89,23 @@ def warm_call(
         if function_arrays:
             rest += function_arrays
         try:
-            if not n_donated:
-                out, found = jitted(given, rest)
-            elif is_base_trace():
-                out, found = donating(given[n_donated:], rest, given[:n_donated], ())
+            if donates:
+                if not is_base_trace():
+                    return None
+                result = _donating(donating, states, given, n_kept, rest)
+                if result is None:
+                    return None
+                out, new = result
             else:
-                return None
-        except (NotPending, ValueError, jax.errors.JaxRuntimeError):
-            return None  # the slow way says what is wrong
-        aux, new = found.popitem()
-        if aux.special:
-            out = finish(out, aux)
-        if n_donated:
-            mark_donated(states)
-        try:
-            update = updates[aux]
-        except KeyError:
-            update = updates[aux] = _update(chosen, aux)
+                out, new = jitted(given, rest)
+        except Retrace:
+            return None
+        if special:
+            out = finish(out, program)
         if update is None:
             values = new
-        elif update is _OTHERS:
-            return out, (make_states(slots, _replaced(before, aux, new)) if new else states)
+        elif update is _NOTHING:
+            return out, states
         else:
             values = update(values + new)
         if is_whole:
@@ -121,28 +115,36 @@ def warm_call(
     return call
 
 
-_OTHERS: Any = object()
+def _donating(
+    donating: Callable[..., Any], states: States, given: tuple, n_kept: int, rest: tuple
+) -> Any:
+    """The call of a program that takes memory; None if an array is given twice."""
+    leaves = jax.tree.leaves((given, rest))
+    if len(set(map(id, leaves))) < len(leaves):
+        return None  # the general way says which
+    before = claim(states)
+    try:
+        return donating(given[:n_kept], rest, given[n_kept:], ())
+    except BaseException:
+        disclaim(states, before)
+        raise
 
 
-def _update(chosen: Chosen, aux: Aux) -> Any:
+_NOTHING: Any = object()
+
+
+def _update(chosen: Chosen, changed: Sequence[int]) -> Any:
     """What makes, of the chosen values and the new ones after them, the chosen values after the
-    call. None if the new ones are these; `_OTHERS` if nothing is written, or what is not chosen.
+    call. None if the new ones are these; `_NOTHING` if nothing is written.
     """
     count = len(chosen.indices)
-    if not aux.indices or not chosen.places.keys() >= set(aux.indices):
-        return _OTHERS
+    if not changed:
+        return _NOTHING
     source = list(range(count))
-    for k, i in enumerate(aux.indices):
+    for k, i in enumerate(changed):
         source[chosen.places[i]] = count + k
     is_all = source == list(range(count, 2 * count))
     return None if is_all else operator.itemgetter(*source)
-
-
-def _replaced(values: Any, aux: Aux, new: tuple[Any, ...]) -> tuple[Any, ...]:
-    every = list(values)
-    for i, value in zip(aux.indices, new):
-        every[i] = value
-    return tuple(every)
 
 
 def without(values: Any, chosen: Chosen) -> tuple[Any, ...]:
@@ -153,6 +155,6 @@ def without(values: Any, chosen: Chosen) -> tuple[Any, ...]:
     return tuple(base)
 
 
-def as_overlay(values: list[Any], chosen: Chosen) -> Overlay:
-    """Values that the slow way has placed on devices, known as such to the next call."""
+def as_overlay(values: Sequence[Any], chosen: Chosen) -> Overlay:
+    """Values that the general way has placed on devices, known as such to the next call."""
     return overlay(without(values, chosen), chosen, tuple(values[i] for i in chosen.indices))

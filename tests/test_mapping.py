@@ -190,12 +190,12 @@ def test_caches_hold_no_states_and_are_bounded():
     del out
     gc.collect()
     assert [r() for r in refs] == [None, None]
-    for i in range(_mapping._CALLS + 10):
+    for i in range(_mapping._PROGRAMS + 10):
         sm.vmap2(lambda s, x, tag: (x, s))  # not called: nothing is kept
     many = sm.vmap2(lambda s, x, tag: (x, s))
     for i in range(3):
         many(sm.States(), XS, f"tag{i}")
-    assert len(many._calls) == 3
+    assert len(many._programs.made) == 3
     cache = _mapping.Cache(4)
     for i in range(9):
         cache.add(i, i)

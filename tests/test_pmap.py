@@ -73,7 +73,7 @@ def test_outputs_and_states_stay_where_they_are(runs):
     states = counter(16).merge(sm.States(w=sm.ParamState(1.0)))
     out, states = step(states, XS)
     assert spec(out) == spec(states["counter"]) == P("lanes")
-    [compiled] = step._calls.items.values()
+    [compiled] = step._programs.made.items.values()
     assert compiled.jitted._cache_size() == 1
     xs = out
     with jax.transfer_guard("disallow"):

@@ -101,7 +101,7 @@ def test_vmap_around_and_maps_inside(setup):
     for i, x in enumerate(many):
         single, alone = mapping(states, x)
         close(out[i], single)
-        close(jax.tree.map(lambda a: a[i], new)._values, alone._values)
+        close(jax.tree.map(lambda a: a[i], new), alone)
     out, _ = eqx.filter_vmap(mapping, in_axes=(None, 0))(states, many)
     assert out.shape == (2, 5, 4)
     assert eqx.filter_eval_shape(mapping, states, X)[0].shape == (5, 4)

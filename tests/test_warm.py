@@ -253,7 +253,7 @@ def test_caches_are_bounded():
     mapping = sm.vmap2(lambda s, *xs: (len(xs), s))
     for k in range(200):
         mapping(sm.States(), *[jnp.ones(2)] * (k % 10 + 1))
-    assert len(mapping._calls) == 10
+    assert len(mapping._programs.made) == 10
     held = sm.States(v=sm.ShortTermState(jnp.ones(1000)))
     stepper = sm.vmap2(lambda s, x: (x, s.set("v", s["v"] + x)), axis_size=2, in_axes=None)
     array = weakref.ref(held["v"])

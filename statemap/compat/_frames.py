@@ -16,7 +16,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from .._tracing import trace_state as trace_state
+from .._jax import make_user_context, trace_state as trace_state
 from ._errors import TraceContextError
 
 
@@ -111,7 +111,7 @@ class _ReadUnderJax(BaseException):
 
 
 # Part of the key of JAX's caches of what it traces.
-_cache_key = jax.make_user_context(None)
+_cache_key = make_user_context(None)
 
 
 class _Dead:

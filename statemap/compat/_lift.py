@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
-from jax.interpreters import partial_eval
 
+from .._jax import dce_jaxpr, eval_jaxpr
 from ._cells import State
 from ._discover import Discovery
 from ._frames import DEAD, Frame, local, peek, read
@@ -50,7 +49,7 @@ class Program(NamedTuple):
         The output, and the new values of `written`.
         """
         leaves = jax.tree.leaves((list(values), arguments))
-        flat = jax.core.eval_jaxpr(self.jaxpr.jaxpr, self.jaxpr.consts, *leaves)
+        flat = eval_jaxpr(self.jaxpr.jaxpr, self.jaxpr.consts, *leaves)
         return jax.tree.unflatten(self.out_treedef, flat)
 
 
@@ -114,7 +113,7 @@ def _prune(cells: list[State], values: list[Any], traced: Any, shape: Any, frame
         keep += [cell in frame.read or cell in frame.written] * count
     keep += [True] * (len(traced.jaxpr.invars) - len(keep))
     outputs = [True] * len(traced.jaxpr.outvars)
-    jaxpr, used = partial_eval.dce_jaxpr(traced.jaxpr, outputs, instantiate=keep)
+    jaxpr, used = dce_jaxpr(traced.jaxpr, outputs, instantiate=keep)
     touched, at = [], 0
     for cell, count in zip(cells, counts):
         if cell in frame.read or cell in frame.written or any(used[at : at + count]):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..._compiled import Cache
+from ..._cache import Cache
 from ..._signature import abstract, CacheKey
 from .._cells import State
 from .._frames import Frame, local, write_all

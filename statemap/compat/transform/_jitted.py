@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ..._outcome import Fixed
+from ..._signature import Fixed
 from .. import environ
 from .._cells import State
 from .._discover import Discovery

@@ -12,6 +12,8 @@ from ... import _mapping
 from ..._container import ContextFrame
 from ..._errors import BatchAxisError as _BatchAxisError
 from ..._plan import Plan
+from ..._program import Program
+from ..._overlay import Watched
 from ..._slots import intern_slots, Slot
 from ..._states import make_states, States
 from ..._values import dotted
@@ -128,14 +130,14 @@ class StatefulMapping:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         while True:
-            prepared, (out, aux, values) = self._with(args, kwargs, "_run")
+            prepared, (out, program, values) = self._with(args, kwargs, "_run")
             prepared.look_at_edges()
-            if not aux.special or not self._take_by_lane(prepared, aux.info):
+            if not program.special or not self._take_by_lane(prepared, program):
                 break
-        if aux.special:
-            out = prepared.core._finish(out, aux)
+        if program.special:
+            out = prepared.core._finish(out, program)
         if values:
-            cells = [prepared.cells[i] for i in aux.indices]
+            cells = [prepared.cells[i] for i in program.changed]
             if prepared.impls:
                 impls = prepared.impls
                 values = [decode(c, v, impls.get(c)) for c, v in zip(cells, values)]
@@ -146,8 +148,8 @@ class StatefulMapping:
         """What a call with these arguments does with each cell, as
         [`statemap.StatefulMapping.plan`][].
         """
-        prepared, traced = self._with(args, kwargs, "_traced")
-        return prepared.core._plan_of(traced)
+        prepared, program = self._with(args, kwargs, "_program")
+        return prepared.core._plan_of(program)
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The lowered program, as [`statemap.StatefulMapping.lower`][]."""
@@ -255,7 +257,7 @@ class StatefulMapping:
         options["unexpected_out_state_mapping"] = "ignore" if policy == "auto" else policy
         return self._make(fn, **options)
 
-    def _take_by_lane(self, prepared: Prepared, info: Any) -> bool:
+    def _take_by_lane(self, prepared: Prepared, program: Program) -> bool:
         """With the policy "auto", notes the cells that are read and then written, each lane with a
         value of its own. From now on they are taken lane by lane.
 
@@ -267,8 +269,8 @@ class StatefulMapping:
             return False
         again = False
         for cell, slot in zip(prepared.cells, prepared.slots.entries):
-            if dotted(slot.path) in info.unexpected and cell in self._reads_first:
-                self._by_lane[cell] = info.lanes
+            if dotted(slot.path) in program.unexpected and cell in self._reads_first:
+                self._by_lane[cell] = program.lanes
                 again |= self._has_lanes(cell)
         return again
 
@@ -316,7 +318,8 @@ def _lane_of(fun: Callable, reads_first: set[State], seen: dict[Hashable, Any]) 
         prepared = calls.stack[-1]
         cells, impls = prepared.cells, prepared.impls
         refuse_cells((args, kwargs))
-        before = [decode(cell, x, impls.get(cell)) for cell, x in zip(cells, states._values)]
+        given: Watched = states._values  # pyright: ignore
+        before = [decode(cell, x, impls.get(cell)) for cell, x in zip(cells, given.every)]
         frame = Frame(cells, before)
         with environ.reads() as settings:
             out, new = run(fun, frame, *args, **kwargs)
@@ -324,8 +327,9 @@ def _lane_of(fun: Callable, reads_first: set[State], seen: dict[Hashable, Any]) 
             raise Late(frame.late)
         seen.update(settings)
         reads_first.update(frame.reads_first)
-        after = list(states._values)
+        after = list(given.every)
         index = {cell: i for i, cell in enumerate(cells)}
+        given.seen.update(index[cell] for cell in frame.read)
         for cell, value in zip(frame.written, new):
             after[index[cell]] = encode(cell, value)
         return out, make_states(states._slots, tuple(after))

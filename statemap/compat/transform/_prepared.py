@@ -24,6 +24,7 @@ class _Kind(_CoreState):
     """The kind of a cell in a context of the core."""
 
     fixed_dtype = False
+    fixed_shape = False
 
 
 @functools.cache

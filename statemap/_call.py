@@ -1,0 +1,165 @@
+"""One call, the general way: from the parts of a call to the program for it, and its results."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ._axes import argument_axes
+from ._cache import Cache
+from ._container import AnyFrame, refuse_unhashable
+from ._devices import Devices
+from ._exact import exact
+from ._jax import is_base_trace, settings, type_of
+from ._options import Options
+from ._program import Program, Retrace
+from ._signature import Function, Inputs, mark_static, split_leaves
+from ._slots import Slots
+from ._states import claim, disclaim, States
+
+
+class Programs(NamedTuple):
+    """The programs of a mapping, and of all that are equal to it."""
+
+    made: Cache[Program]  # by signature
+    last: Cache[Program]  # by what of a signature is known without looking at arrays
+
+    @staticmethod
+    def none_yet(size: int) -> "Programs":
+        return Programs(Cache(size), Cache(size))
+
+
+class Call:
+    """The parts of a call. What is abstract of them is the signature, and keys the programs."""
+
+    def __init__(
+        self,
+        options: Options,
+        function: Function,
+        programs: Programs,
+        static: tuple[frozenset[int], frozenset[str]],
+        slots: Slots,
+        values: Sequence[Any],
+        frame: AnyFrame,
+        extra: tuple[Any, ...],
+        args: tuple,
+        kwargs: dict[str, Any],
+    ):
+        """**Arguments:**
+
+        - `options`, `function`, `programs`, `static`: of the mapping: what it was given, its
+            function, where the programs are kept, and which arguments are static.
+        - `slots`, `values`, `frame`, `extra`: of the container, as `pack` gives them. Of the
+            values, only the touched ones are looked up if the program is known.
+        - `args`, `kwargs`: the arguments.
+        """
+        self.options, self.function, self.programs = options, function, programs
+        self.slots, self.values, self.frame = slots, values, frame
+        if options.has_static:
+            args, kwargs = mark_static(args, kwargs, *static)
+        leaves, treedef = jax.tree.flatten((args, kwargs))
+        arrays, statics = split_leaves(leaves, args, kwargs)
+        self.inputs = (treedef, statics, len(extra), options.donate_argnums)
+        self.devices = self._devices(args, kwargs, arrays)
+        self.arrays = [*arrays, *extra, *function.arrays]
+        self.placed: dict[int, Any] = {}  # the values that went in, where the lanes are
+        self.structure = (
+            slots,
+            frame,
+            treedef,
+            statics and exact(statics),
+            self.devices,
+            None if function.is_frozen else (function.treedef, function.statics),
+        )
+
+    def run(self, context: States | None) -> tuple[Program, Any, tuple[Any, ...]]:
+        """Runs the call.
+
+        **Arguments:**
+
+        - `context`: the one whose memory the call may take.
+
+        **Returns:**
+
+        The program, the output, and the new values of the states that it changed.
+        """
+        program = self._last()
+        if program is not None:
+            try:
+                return program, *self._run(program, context)
+            except Retrace:  # other shapes, or settings of JAX
+                pass
+        program = self.program()
+        return program, *self._run(program, context)
+
+    def _run(self, program: Program, context: States | None) -> tuple[Any, tuple[Any, ...]]:
+        donates = program.donates and is_base_trace()
+        given = self._given(program, donates)
+        if not donates:
+            return program.jitted(*given)
+        program.refuse_aliases(*given)
+        if context is None:
+            return program.donating(*given)
+        before = claim(context)
+        try:
+            return program.donating(*given)
+        except BaseException:
+            disclaim(context, before)
+            raise
+
+    def traced(self) -> jax.stages.Traced:
+        """What `run` would run."""
+        program = self.program()
+        donates = program.donates and is_base_trace()
+        jitted = program.donating if donates else program.jitted
+        return jitted.trace(*self._given(program, donates))
+
+    def _given(self, program: Program, donates: bool) -> tuple[Any, ...]:
+        self.placed = program.place_states(self.values)
+        return program.given(self.placed, program.place_arrays(self.arrays), donates)
+
+    def program(self) -> Program:
+        """The program for this signature, made if there is none."""
+        values = tuple(self.values)
+        types = tuple(map(type_of, [*jax.tree.leaves(values), *self.arrays]))
+        key = (self.structure, types, settings())
+        self._hashable(key)
+
+        def make() -> tuple[Program, bool]:
+            program = Program(
+                self.options,
+                self.devices,
+                self.function,
+                Inputs(*self.inputs),
+                self.slots,
+                self.frame,
+                values,
+                self.arrays,
+            )
+            return program, program.may_be_kept
+
+        program = self.programs.made.get(key) or self.programs.made.make(key, make)
+        if program.may_be_kept:
+            self.programs.last.replace(self.structure, program)
+        return program
+
+    def _last(self) -> Program | None:
+        """The program that was used last for a call of this structure."""
+        self._hashable(self.structure)
+        program = self.programs.last.get(self.structure)
+        return program if program is not None and program.fits(self.values) else None
+
+    def _hashable(self, key: Any) -> None:
+        try:
+            hash(key)
+        except TypeError:
+            refuse_unhashable(self.frame, self.inputs[1])
+            raise
+
+    def _devices(self, args: tuple, kwargs: dict[str, Any], arrays: list[Any]) -> Devices | None:
+        """The devices of the lanes: those of the mapping, or where the arrays lie already."""
+        devices = self.options.devices
+        if devices is None or not devices.adopts:
+            return devices
+        axes = lambda: argument_axes(self.options.in_axes, args, kwargs)
+        return devices.adopt(arrays, axes, self.values)

@@ -1,0 +1,113 @@
+"""What flows through a jaxpr: the outputs that are merely an input passed on, and the inputs that
+matter to what is wanted of it.
+
+Both look into `jit`, `checkpoint`, loops, branches and custom rules, however deep.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ._jax import inside, Inside, is_variable, Loop
+
+
+class Flow:
+    """The analysis of a jaxpr. What it has found out of the jaxprs inside it keeps, so that all
+    outputs together take one pass.
+    """
+
+    def __init__(self, jaxpr: Any):
+        self.jaxpr = jaxpr
+        self._origins: dict[int, list[int | None]] = {}
+        self._jaxprs: list[Any] = []  # kept, so that no id is used again
+
+    def passed_on(self) -> list[int | None]:
+        """For each output the position of the input that it is, or None."""
+        return self._passed_on(self.jaxpr)
+
+    def _passed_on(self, jaxpr: Any) -> list[int | None]:
+        found = self._origins.get(id(jaxpr))
+        if found is None:
+            origin: dict[Any, Any] = {}
+            for eqn in jaxpr.eqns:
+                for var, k in zip(eqn.outvars, self._of_equation(eqn)):
+                    if k is not None and is_variable(eqn.invars[k]):
+                        origin[var] = origin.get(eqn.invars[k], eqn.invars[k])
+            place = {var: k for k, var in enumerate(jaxpr.invars)}
+            found = [
+                place.get(origin.get(var, var)) if is_variable(var) else None
+                for var in jaxpr.outvars
+            ]
+            self._origins[id(jaxpr)] = found
+            self._jaxprs.append(jaxpr)
+        return found
+
+    def _of_equation(self, eqn: Any) -> list[int | None]:
+        """For each output of an equation the position of the input that it is."""
+        nothing: list[int | None] = [None] * len(eqn.outvars)
+        if eqn.primitive.name == "optimization_barrier":
+            return list(range(len(eqn.invars)))
+        parts = inside(eqn)
+        if parts is None:
+            return nothing
+        if isinstance(parts, Loop):
+            body = self._passed_on(parts.body.jaxpr)
+            for i in range(parts.n_carry):
+                own = parts.n_consts + i
+                if body[i] == own:  # the carry stays what it was at the start
+                    nothing[i] = parts.body.inputs[own]
+            return nothing
+        each = [[_at(p, k) for k in self._passed_on(p.jaxpr)] for p in parts]
+        return [ks[0] if len(set(ks)) == 1 else None for ks in zip(*each)]
+
+    def matter(self, wanted: Sequence[bool]) -> list[bool]:
+        """Which inputs matter to the wanted outputs or to an effect. What a loop carries round
+        and nothing looks at does not.
+        """
+        return _matter(self.jaxpr, wanted)
+
+
+def _at(part: Inside, k: int | None) -> int | None:
+    return None if k is None else part.inputs[k]
+
+
+def _matter(jaxpr: Any, wanted: Sequence[bool]) -> list[bool]:
+    live = {var for var, w in zip(jaxpr.outvars, wanted) if w and is_variable(var)}
+    for eqn in reversed(jaxpr.eqns):
+        outs = [var in live for var in eqn.outvars]
+        if not any(outs) and not eqn.effects:
+            continue
+        for var, matters in zip(eqn.invars, _matter_to(eqn, outs)):
+            if matters and is_variable(var):
+                live.add(var)
+    return [var in live for var in jaxpr.invars]
+
+
+def _matter_to(eqn: Any, outs: list[bool]) -> list[bool]:
+    parts = inside(eqn)
+    if parts is None:
+        return [True] * len(eqn.invars)
+    found = [False] * len(eqn.invars)
+
+    def note(part: Inside, wanted: Sequence[bool]) -> list[bool]:
+        inner = _matter(part.jaxpr, wanted)
+        for k, matters in zip(part.inputs, inner):
+            found[k] |= matters
+        return inner
+
+    if not isinstance(parts, Loop):
+        if eqn.primitive.name == "cond":
+            found[0] = True
+        for part in parts:
+            note(part, outs)
+        return found
+    wanted = outs
+    if parts.condition is not None:
+        asked = note(parts.condition, [True])[-parts.n_carry :]
+        wanted = [w or a for w, a in zip(outs, asked)]
+    carry = slice(parts.n_consts, parts.n_consts + parts.n_carry)
+    while True:
+        inner = note(parts.body, wanted)
+        more = [w or c for w, c in zip(wanted, inner[carry])] + list(wanted[parts.n_carry :])
+        if more == wanted:
+            return found
+        wanted = more

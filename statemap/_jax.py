@@ -1,0 +1,269 @@
+"""What is only semi-public in JAX: all of it that statemap uses, in one place.
+
+Each name here is importable without `jax._src`, and none is promised by JAX's documentation. They
+were tried with jax 0.8.2, 0.10.2 and 0.12.0; `tests/test_jax.py` fails by name when one goes.
+
+- `get_opaque_trace_state`: which trace is going on. In `jax.core` before 0.9.
+- `dce_jaxpr`, `eval_jaxpr`, `make_jaxpr(axis_env=)`: a program without what is not wanted, run
+    equation by equation, and traced with names of axes bound.
+- `ShapedArray.update`, `NamedSharding.update`: the type of an array with another shape.
+- `Inline` (0.12): `inline=True` comes to mean less there.
+- `make_user_context` (0.8): a part of the key of JAX's caches.
+- parameters of the primitives of control flow, for `passed_on` and `inside`.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+from jax.interpreters import partial_eval
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # before jax 0.9
+    from jax.core import get_opaque_trace_state  # pyright: ignore
+
+
+eval_jaxpr = jax.core.eval_jaxpr
+make_user_context = jax.make_user_context
+# Inside an outer trace, a mapping is its equations.
+INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True  # pyright: ignore
+
+
+def trace_state() -> Any:
+    """Which of JAX's traces is going on: something to compare."""
+    return get_opaque_trace_state("statemap")
+
+
+with jax.ensure_compile_time_eval():
+    _BASE_TRACE = trace_state()
+
+
+def is_base_trace() -> bool:
+    """Whether no transform is going on, so that all values are arrays."""
+    return trace_state() == _BASE_TRACE
+
+
+def make_jaxpr(
+    fn: Callable[..., Any], avals: Sequence[Any], axis_env: Sequence[tuple[Hashable, int]] | None
+) -> Any:
+    """The `ClosedJaxpr` of `fn(avals)`, with names and sizes of axes for its collectives."""
+    env = {} if axis_env is None else {"axis_env": list(axis_env)}
+    # A function made for this call: JAX's caches hold what they traced of a bound method for good.
+    return jax.make_jaxpr(lambda flat: fn(flat), **env)(list(avals))  # pyright: ignore
+
+
+def dce_jaxpr(
+    jaxpr: Any, wanted: Sequence[bool], instantiate: bool | list[bool] = False
+) -> tuple[Any, list[bool]]:
+    """A jaxpr with the wanted outputs alone, and which inputs it takes; those that `instantiate`
+    names it takes at any rate.
+    """
+    return partial_eval.dce_jaxpr(jaxpr, list(wanted), instantiate=instantiate)
+
+
+# The settings that decide what tracing a function gives. JAX retraces for others, too (how NaNs
+# are looked for, `disable_jit`); then the program stays what it is.
+_SETTINGS = [
+    name
+    for name in (
+        "jax_custom_vjp_disable_shape_check",
+        "jax_debug_key_reuse",
+        "jax_default_device",
+        "jax_default_matmul_precision",
+        "jax_default_prng_impl",
+        "jax_enable_checks",
+        "jax_enable_custom_prng",
+        "jax_enable_x64",
+        "jax_high_dynamic_range_gumbel",
+        "jax_legacy_prng_key",
+        "jax_numpy_dtype_promotion",
+        "jax_numpy_rank_promotion",
+        "jax_random_seed_offset",
+        "jax_softmax_custom_jvp",
+        "jax_threefry_partitionable",
+    )
+    if hasattr(jax.config, name)
+]
+
+
+def settings() -> Hashable:
+    """The settings that are part of a program's signature, as they are now."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return (mesh, *(getattr(jax.config, name) for name in _SETTINGS))
+
+
+def type_of(x: Any) -> tuple[Any, ...]:
+    """What of an array a program depends on: shape, dtype, whether it is weakly typed; and how it
+    is laid over a mesh where that is part of its type (explicit and manual axes).
+    """
+    aval = jax.typeof(x)
+    placed = placement(aval)
+    return (aval.shape, aval.dtype, aval.weak_type, *(() if placed is None else placed))
+
+
+def placement(aval: Any) -> tuple[Any, ...] | None:
+    """The sharding of a type and what it varies over, None where neither is part of the type."""
+    sharding = getattr(aval, "sharding", None)
+    if sharding is None or sharding.mesh.empty or _is_auto(sharding.mesh):
+        return None
+    return sharding, getattr(aval, "manual_axis_type", None) or getattr(aval, "vma", None)
+
+
+def _is_auto(mesh: Any) -> bool:
+    return all(kind == AxisType.Auto for kind in mesh.axis_types)
+
+
+def without_axis(x: Any, axis: int | None) -> Any:
+    """The type of what a lane sees of an array that is mapped on an axis."""
+    aval = jax.typeof(x)
+    shape = aval.shape if axis is None else aval.shape[:axis] + aval.shape[axis + 1 :]
+    if placement(aval) is None:
+        return jax.ShapeDtypeStruct(shape, aval.dtype, weak_type=aval.weak_type)
+    if axis is None:
+        return aval
+    spec = list(_spec(aval))
+    del spec[axis]
+    return aval.update(shape=shape, sharding=aval.sharding.update(spec=PartitionSpec(*spec)))
+
+
+def lanes_sharding(xs: Sequence[Any], axes: Sequence[int | None]) -> Any:
+    """How the lanes lie over an explicit mesh: the sharding of one axis, or None."""
+    for x, axis in zip(xs, axes):
+        if axis is None:
+            continue
+        aval = jax.typeof(x)
+        sharding = getattr(aval, "sharding", None)
+        if sharding is not None and AxisType.Explicit in sharding.mesh.axis_types:
+            entry = _spec(aval)[axis]
+            if entry is not None:
+                return NamedSharding(sharding.mesh, PartitionSpec(entry))
+    return None
+
+
+def lay_lanes(x: jax.Array, lanes: Any) -> jax.Array:
+    """An array that was made for the lanes on axis 0, laid over the mesh as they are."""
+    if lanes is None:
+        return x
+    rest = [None] * (x.ndim - 1)
+    return jax.sharding.reshard(
+        x, NamedSharding(lanes.mesh, PartitionSpec(*lanes.spec, *rest))
+    )
+
+
+def on_axis(x: jax.Array, mesh: Any, axis: int | None, name: Hashable) -> jax.Array:
+    """An array inside a program, laid over an axis of an explicit mesh, and over its others as it
+    was.
+    """
+    names = set(name) if isinstance(name, tuple) else {name}
+    spec = [None if _names(entry) & names else entry for entry in _spec(jax.typeof(x))]
+    if axis is not None:
+        spec[axis] = name
+    return jax.sharding.reshard(x, NamedSharding(mesh.abstract_mesh, PartitionSpec(*spec)))
+
+
+def _names(entry: Any) -> set[Hashable]:
+    return set(entry) if isinstance(entry, tuple) else {entry} - {None}
+
+
+def gather_lanes(x: jax.Array, axis: int) -> jax.Array:
+    """An array whose lanes can be sliced: no explicit mesh axis on theirs."""
+    aval = jax.typeof(x)
+    sharding = getattr(aval, "sharding", None)
+    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
+        return x
+    spec = list(_spec(aval))
+    if spec[axis] is None:
+        return x
+    spec[axis] = None
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def _spec(aval: Any) -> tuple[Any, ...]:
+    spec = tuple(aval.sharding.spec)
+    return spec + (None,) * (len(aval.shape) - len(spec))
+
+
+def axis_names(jaxpr: Any) -> set[Hashable]:
+    """The names of axes that a program has collectives over."""
+    return {effect.name for effect in jaxpr.effects if hasattr(effect, "name")}
+
+
+def ordered_effects(jaxpr: Any) -> list[Any]:
+    """The effects of a program that come in an order: those of `jax.debug.print(ordered=True)`."""
+    return [e for e in jaxpr.effects if "Ordered" in type(e).__name__]
+
+
+class Inside(NamedTuple):
+    """A jaxpr inside an equation, and which input of the equation each of its inputs is."""
+
+    jaxpr: Any
+    inputs: list[int]
+
+
+class Loop(NamedTuple):
+    """A `scan` or a `while`: its body, its condition, and which inputs are carried."""
+
+    body: Inside
+    condition: Inside | None
+    n_consts: int  # of the body
+    n_carry: int
+
+
+# Primitives that call a jaxpr with their own inputs.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "custom_vmap_call": "call",
+}
+
+
+def inside(eqn: Any) -> Loop | list[Inside] | None:
+    """The jaxprs that an equation runs: a loop, several of which one is run, or one. None if it
+    has none, or is of another kind.
+    """
+    name, params = eqn.primitive.name, eqn.params
+    if name == "while":
+        n_condition, n_body = params["cond_nconsts"], params["body_nconsts"]
+        carry = list(range(n_condition + n_body, len(eqn.invars)))
+        return Loop(
+            Inside(_open(params["body_jaxpr"]), [*range(n_condition, n_condition + n_body), *carry]),
+            Inside(_open(params["cond_jaxpr"]), [*range(n_condition), *carry]),
+            n_body,
+            len(carry),
+        )
+    if name == "scan":
+        if "num_consts" in params:
+            n_consts, n_carry = params["num_consts"], params["num_carry"]
+        else:  # jax 0.12
+            n_consts, n_carry, _ = map(len, params["ft_in"].unpack())
+        every = list(range(len(eqn.invars)))
+        return Loop(Inside(_open(params["jaxpr"]), every), None, n_consts, n_carry)
+    if name == "cond":
+        given = list(range(1, len(eqn.invars)))
+        return [Inside(_open(branch), given) for branch in params["branches"]]
+    if name in _CALLS and _CALLS[name] in params:
+        jaxpr = _open(params[_CALLS[name]])
+        if len(jaxpr.invars) == len(eqn.invars):
+            return [Inside(jaxpr, list(range(len(eqn.invars))))]
+    return None
+
+
+def _open(jaxpr: Any) -> Any:
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def is_variable(atom: Any) -> bool:
+    """Whether an atom of a jaxpr is a variable, rather than a literal."""
+    return not hasattr(atom, "val")

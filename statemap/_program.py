@@ -1,0 +1,516 @@
+"""`Program`: what a mapping does for one signature, found out from the lane and compiled."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._axes import broadcast_axes, move_axis, normalise
+from ._container import AnyFrame
+from ._devices import Devices
+from ._errors import BatchAxisError
+from ._signature import Fixed, Function, Inputs, unwrap
+from ._jax import (
+    axis_names,
+    INLINE,
+    lanes_sharding,
+    lay_lanes,
+    ordered_effects,
+    settings,
+    type_of,
+)
+from ._lane import Lane
+from ._layout import Layout
+from ._options import Options
+from ._overlay import Chosen, Watched
+from ._rows import asks, place, Result, Row
+from ._slots import Slots
+from ._state import NonBatchState, RandomState
+from ._streams import split_lanes
+from ._values import dotted, fit
+
+
+class Retrace(Exception):
+    """`jax.jit` asks a program for the trace of another signature than its own."""
+
+
+class Output(NamedTuple):
+    """A leaf of the function's output: an array with the axis of its lanes, or something static."""
+
+    path: tuple
+    axis: int | None
+    static: Any = None
+    is_array: bool = True
+
+
+class Program:
+    """What a mapping does for one signature: one function, set of options, set of slots, and
+    shapes and dtypes of all that goes in, under one set of JAX's settings.
+
+    `rows` tells what becomes of each state, and is what the call obeys. `jitted` takes the states
+    in `kept`, then all other arrays, then what is donated; it returns the output, and the new
+    values of the states in `changed`. It refers to no array of the call and to no function of the
+    user's: what was traced of these is in the lane's program.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        devices: Devices | None,
+        function: Function,
+        inputs: Inputs,
+        slots: Slots,
+        frame: AnyFrame,
+        values: Sequence[Any],
+        arrays: list[Any],
+    ):
+        """Runs the function once, abstractly.
+
+        **Arguments:**
+
+        - `values`: of all states.
+        - `arrays`: the arrays of the arguments, of the container and of the function.
+
+        **Raises:**
+
+        Whatever can be wrong with axes, sizes, and what the function returns.
+        """
+        layout = Layout(options, devices, function, inputs, slots, values, arrays)
+        self.lanes, self.inputs, self.devices = layout.lanes, inputs, devices
+        self.mapping = options.mapping(devices)
+        self.chunk_size = options.chunk_size
+        self.settings = settings()
+        self._specs, self._axes = slots.specs, layout.axes
+        state_leaves = [x for leaves in layout.leaves for x in leaves]
+        self._sharding = lanes_sharding([*state_leaves, *arrays], layout.axes)
+
+        run = _Run(options, function, inputs, slots, frame, layout)
+        avals = layout.lane_types([*state_leaves, *arrays])
+        lane = Lane.trace(run.lane, avals, function.name, options.axis_name, self.lanes)
+        self.may_be_kept = not lane.holds_tracer
+        self.outputs, self._out_treedef = run.outputs, run.out_treedef
+        self._find_rows(options, slots, layout, run, lane, values, [*state_leaves, *arrays])
+        self._refuse_effects(options)
+
+        starts = layout.starts
+        going_in = [
+            i
+            for i, n in enumerate(layout.counts)
+            if any(self._used[starts[i] : starts[i] + n]) or self.rows[i].result == "moved on"
+        ]
+        moved = {i for i, row in enumerate(self.rows) if row.result != "kept"}
+        self.changed = tuple(sorted(moved))
+        self.donated = tuple(i for i in going_in if options.donate and i in moved)
+        self.kept = tuple(i for i in going_in if i not in self.donated)
+        self.seen = tuple(sorted(run.seen - set(going_in)))  # whose shapes it depends on besides
+        self._seen = [_types(values[i]) for i in self.seen]
+        ordered = self.kept + self.donated
+        self._types = [
+            *(s for i in ordered for s in _types(values[i])),
+            *map(type_of, arrays),
+        ]
+        self._treedefs, self._counts, self._starts = layout.treedefs, layout.counts, starts
+        self.moved_paths = frozenset(
+            slot.path
+            for slot, row, back in zip(slots.entries, self.rows, run.moved)
+            if back or row.result == "stacked" and row.axis_in != row.axis_out
+            or row.result == "shared" and row.axis_in != "shared"
+        )  # fmt: skip
+        self.has_static = any(not o.is_array for o in self.outputs)
+        self.special = self.has_static or bool(self.unexpected)  # more is to be done
+
+        this = weakref.ref(self)  # Python does not find cycles that go through `jax.jit`
+
+        def call(kept: tuple, rest: tuple, donated: tuple = (), own: tuple = ()) -> Any:
+            return this()._call(kept, rest, donated, own)  # pyright: ignore
+
+        call.__name__ = call.__qualname__ = function.name
+        self.donates = bool(self.donated or inputs.donated)
+        self.chosen: Chosen | None = None  # for the fast way
+        self.jitted = jax.jit(call, inline=INLINE)
+        # Not for use under `grad` and the like, which would donate what they need again.
+        self.donating = jax.jit(call, inline=INLINE, donate_argnums=(2, 3))
+
+    def _find_rows(
+        self,
+        options: Options,
+        slots: Slots,
+        layout: Layout,
+        run: "_Run",
+        lane: Lane,
+        values: Sequence[Any],
+        everything: list[Any],
+    ) -> None:
+        """What becomes of each state; and the lane's program of what comes out alone."""
+        n_out, starts = sum(o.is_array for o in self.outputs), layout.starts
+        flow = lane.flow()
+        origins = flow.passed_on()
+        written, states_out = [], []
+        for i, n in enumerate(layout.counts):
+            at = n_out + starts[i]
+            own = list(range(starts[i], starts[i] + n))
+            written.append(origins[at : at + n] != own)
+            states_out.append(list(range(at, at + n)))
+        # What is read: by what the function returns, by what it writes, and by effects.
+        matters = [True] * n_out + [w for w, n in zip(written, layout.counts) for _ in range(n)]
+        reads = flow.matter(matters)
+        read = [any(reads[starts[i] : starts[i] + n]) for i, n in enumerate(layout.counts)]
+
+        alone = [issubclass(slot.kind, NonBatchState) for slot in slots.entries]
+        asked = {
+            i: states_out[i]
+            for i in range(len(slots.entries))
+            if asks(layout.axes_in[i], layout.goes[i], written[i], alone[i])
+        }
+        arrays_out = [o for o in self.outputs if o.is_array]
+        shared_out = [k for k, o in enumerate(arrays_out) if o.axis is None]
+        differ = lane.differ(
+            sorted([*shared_out, *(k for ks in asked.values() for k in ks)]),
+            self.mapping,
+            layout.all_lanes(everything),
+            layout.axes,
+            self.lanes,
+            self._sharding,
+        )
+        for k in shared_out:
+            if k in differ:
+                raise ValueError(
+                    f"The output{_at(arrays_out[k].path)} differs between lanes, and `out_axes` "
+                    "gives it None, which is for a value that all lanes share. Give it an axis, "
+                    "or reduce it over the lanes (`jax.lax.pmean(value, axis_name)`)."
+                )
+        rows, unexpected = [], []
+        for i, slot in enumerate(slots.entries):
+            path, axis_in = dotted(slot.path), layout.axes_in[i]
+            is_random = issubclass(slot.kind, RandomState)
+            used = written[i] or read[i]
+            try:
+                result = place(
+                    path,
+                    axis_in,
+                    layout.goes[i],
+                    used if axis_in == "split" else written[i],
+                    any(k in differ for k in asked.get(i, ())),
+                    options.policy,
+                    alone[i],
+                )
+            except BatchAxisError as error:
+                error.add_note(f"(In the mapping of `{run.name}` over {self.lanes} lanes.)")
+                raise
+            self._refuse_axis(slots, i, layout, result, lane, states_out[i])
+            if result.unexpected:
+                unexpected.append(path)
+            rows.append(
+                Row(
+                    path=path,
+                    kind=slot.kind.__name__,
+                    shape=_shapes(layout.leaves[i]),
+                    read=read[i],
+                    written=result.result != "kept",
+                    axis_in=axis_in,
+                    axis_out=result.axis_out,
+                    why=result.why,
+                    drawn=is_random and used,
+                    result=result.result,
+                )
+            )
+        self.rows = tuple(rows)
+        self.unexpected = tuple(unexpected)
+        wanted = [True] * n_out
+        for row, n in zip(self.rows, layout.counts):
+            wanted += [row.result in ("shared", "stacked")] * n
+        self._lane, self._used = lane.pruned(wanted)
+
+    def _refuse_axis(
+        self, slots: Slots, i: int, layout: Layout, result: Result, lane: Lane, outs: list[int]
+    ) -> None:
+        slot = slots.entries[i]
+        if result.result != "stacked":
+            return
+        for k in outs:
+            shape = lane.jaxpr.outvars[k].aval.shape
+            ndim = len(shape) - slot.kind.trailing_axes
+            if normalise(result.axis_out, ndim + 1) is None:  # pyright: ignore
+                raise BatchAxisError(
+                    f"The state `{dotted(slot.path)}` has shape {shape[:ndim]} in a lane, and "
+                    f"can't have the lanes on axis {result.axis_out}, as `state_out_axes` says."
+                )
+
+    def _refuse_effects(self, options: Options) -> None:
+        jaxpr = self._lane.jaxpr
+        name, chunk = options.axis_name, options.chunk_size
+        if chunk is not None and chunk < self.lanes and name in axis_names(jaxpr):
+            raise ValueError(
+                f"The function uses a collective over {name!r}, the axis of its lanes, and "
+                f"is mapped in chunks: {chunk} of {self.lanes} lanes are there at a time. "
+                "Leave `chunk_size` out, or take the collective out of the function."
+            )
+        if self.devices is not None and self.devices.count > 1 and ordered_effects(jaxpr):
+            raise ValueError(
+                "The function has an effect that comes in an order, such as "
+                "`jax.debug.print(..., ordered=True)`, and its lanes lie on several devices, "
+                "which run at the same time. Leave `ordered=True` out."
+            )
+
+    def fits(self, values: Sequence[Any]) -> bool:
+        """Whether the states that the function looks at, and that do not go in, are as they were
+        when it was traced. For what goes in, `jax.jit` finds that out.
+        """
+        return all(_types(values[i]) == own for i, own in zip(self.seen, self._seen))
+
+    def place_states(self, values: Sequence[Any]) -> dict[int, Any]:
+        """The values that go in, by position, on the devices where the lanes are."""
+        going_in = self.kept + self.donated
+        if self.devices is None:
+            return {i: values[i] for i in going_in}
+        placed = {}
+        for i in going_in:
+            leaves, treedef = jax.tree.flatten(values[i])
+            axes = self._axes[self._starts[i] : self._starts[i + 1]]
+            axes = [None] * len(leaves) if self.rows[i].axis_in == "split" else axes
+            leaves = [self.devices.place(x, a) for x, a in zip(leaves, axes)]
+            placed[i] = jax.tree.unflatten(treedef, leaves)
+        return placed
+
+    def place_arrays(self, arrays: list[Any]) -> list[Any]:
+        """The same for the arrays that are no states."""
+        if self.devices is None:
+            return arrays
+        axes = self._axes[self._starts[-1] :]
+        return [self.devices.place(x, a) for x, a in zip(arrays, axes)]
+
+    def given(self, values: dict[int, Any], arrays: list[Any], donate: bool) -> tuple[Any, ...]:
+        """What `jitted` takes, or `donating`."""
+        kept = tuple(values[i] for i in self.kept)
+        donated = tuple(values[i] for i in self.donated)
+        if not donate:
+            return (kept, tuple(arrays), donated) if donated else (kept, tuple(arrays))
+        own, rest = self.inputs.split_donated(arrays)
+        return kept, tuple(rest), donated, tuple(own)
+
+    def refuse_aliases(self, kept: tuple, rest: tuple, donated: tuple, own: tuple) -> None:
+        """Refuses a call that donates an array and uses it a second time, before XLA does."""
+        label = lambda i: f"state `{self.rows[i].path}`"
+        given = [*zip(map(label, self.donated), donated), *(("an argument", x) for x in own)]
+        others = [*zip(map(label, self.kept), kept), *(("an argument", x) for x in rest)]
+        taken: dict[int, str] = {}
+        for k, (name, value) in enumerate(given + others):
+            for x in jax.tree.leaves(value):
+                if id(x) in taken:
+                    raise ValueError(
+                        f"The memory of {taken[id(x)]} is donated, and {name} is the very same "
+                        "array. Copy one of them (`jnp.copy`), or leave `donate` off."
+                    )
+                if k < len(given) and isinstance(x, jax.Array):
+                    taken[id(x)] = name
+
+    def _call(self, kept: tuple, rest: tuple, donated: tuple, own: tuple) -> Any:
+        """What is compiled."""
+        arrays = self.inputs.join_donated(own, rest)
+        given = dict(zip(self.kept + self.donated, kept + donated))
+        leaves = {i: jax.tree.leaves(value) for i, value in given.items()}
+        flat = [x for own in leaves.values() for x in own]
+        if [*map(type_of, flat), *map(type_of, arrays)] != self._types or (
+            settings() != self.settings
+        ):
+            raise Retrace
+        moved_on: dict[int, jax.Array] = {}
+        every: list[Any] = []
+        for i, row in enumerate(self.rows):
+            if row.axis_in == "split" and row.drawn:
+                moved_on[i], keys = split_lanes(leaves[i][0], self.lanes, self._specs[i])
+                every.append(lay_lanes(keys, self._sharding))
+            else:
+                every += leaves.get(i, [None] * self._counts[i])
+        every += arrays
+        out = self._lane.over(
+            self.mapping,
+            [x for x, used in zip(every, self._used) if used],
+            [a for a, used in zip(self._lane_axes(), self._used) if used],
+            self._stacked(),
+            self.lanes,
+            self._sharding,
+            self.chunk_size,
+        )
+        results = iter(out)
+        return self._output(results), self._new_values(results, moved_on)
+
+    def _lane_axes(self) -> list[int | None]:
+        axes = list(self._axes)
+        for start, row in zip(self._starts, self.rows):
+            if row.axis_in == "split" and not row.drawn:
+                axes[start] = None  # carried as it is
+        return axes
+
+    def _stacked(self) -> list[int]:
+        """The outputs of the lane's program that differ between lanes."""
+        differs = [o.axis is not None for o in self.outputs if o.is_array]
+        for row, n in zip(self.rows, self._counts):
+            if row.result in ("shared", "stacked"):
+                differs += [row.result == "stacked"] * n
+        return [k for k, d in enumerate(differs) if d]
+
+    def _output(self, results: Any) -> Any:
+        leaves = []
+        for output in self.outputs:
+            if output.is_array:
+                leaves.append(self._put(next(results), output.axis, 0))
+            else:
+                leaves.append(Fixed(output.static))
+        return jax.tree.unflatten(self._out_treedef, leaves)
+
+    def _new_values(self, results: Any, moved_on: dict[int, jax.Array]) -> tuple[Any, ...]:
+        new = []
+        for i in self.changed:
+            row = self.rows[i]
+            if row.result == "moved on":
+                new.append(self._put(moved_on[i], None, 0))
+                continue
+            axis = row.axis_out if row.result == "stacked" else None
+            trailing = self._specs[i].trailing_axes
+            leaves = [self._put(next(results), axis, trailing) for _ in range(self._counts[i])]
+            new.append(jax.tree.unflatten(self._treedefs[i], leaves))
+        return tuple(new)
+
+    def _put(self, x: jax.Array, axis: Any, trailing: int) -> jax.Array:
+        """`x` with its lanes moved from axis 0 to `axis`, and over the devices if there are."""
+        at = None if axis is None else normalise(axis, x.ndim - trailing)
+        x = x if axis is None else move_axis(x, axis, trailing)
+        return x if self.devices is None else self.devices.constrain(x, at)
+
+
+class _Run:
+    """The one run of the function, as a lane: from flat arrays to flat arrays. What it returns
+    besides is noted here.
+    """
+
+    outputs: list[Output]
+    out_treedef: Any
+    moved: list[bool]  # of each state, whether a mapping in the lane has moved it
+
+    def __init__(
+        self,
+        options: Options,
+        function: Function,
+        inputs: Inputs,
+        slots: Slots,
+        frame: AnyFrame,
+        layout: Layout,
+    ):
+        self.options = options
+        self.function = function
+        self.inputs = inputs
+        self.slots = slots
+        self.frame = frame
+        self.layout = layout
+        self.name = function.name
+        self.seen: set[int] = set()
+        self.unlisted = frozenset(i for i, e in enumerate(layout.came) if e is None)
+
+    def lane(self, flat: list[Any]) -> list[Any]:
+        n = self.layout.starts[-1]
+        before, arrays = self.layout.values(flat[:n]), flat[n:]
+        extra = tuple(self.inputs.container_arrays(arrays))
+        fn = self.function.rebuild(self.inputs.function_arrays(arrays))
+        args, kwargs = unwrap(*self.inputs.arguments(arrays))
+        values = Watched(before, self.seen, self.unlisted)
+        container = self.frame.fill(self.slots, values, extra)
+        out, returned = _pair(fn(container, *args, **kwargs), fn)
+        after, moved = self.frame.read(self.slots, returned, extra)
+        return self._sort_output(out) + self._sort_states(before, after, moved)
+
+    def _sort_output(self, out: Any) -> list[Any]:
+        with_path, self.out_treedef = jax.tree_util.tree_flatten_with_path(out)
+        leaves = [_as_output(x) for _, x in with_path]
+        axes = broadcast_axes(
+            self.options.out_axes, jax.tree.unflatten(self.out_treedef, leaves), "out_axes"
+        )
+        self.outputs = []
+        for (path, _), leaf, axis in zip(with_path, leaves, axes):
+            if not eqx.is_array(leaf):
+                self.outputs.append(Output(path, None, leaf, is_array=False))
+                continue
+            if axis is not None and normalise(axis, leaf.ndim + 1) is None:
+                raise ValueError(
+                    f"The output{_at(path)} has shape {leaf.shape} in a lane, and can't have "
+                    f"the lanes on axis {axis}, as `out_axes` says."
+                )
+            self.outputs.append(Output(path, axis))
+        return [x for x in leaves if eqx.is_array(x)]
+
+    def _sort_states(self, before: Sequence[Any], after: Sequence[Any], moved: Any) -> list[Any]:
+        flat: list[Any] = []
+        self.moved = []
+        if isinstance(after, Watched):
+            after = after.every
+        for slot, old, new in zip(self.slots.entries, before, after):
+            # A context rebuilt by `jax.tree.map`, say, has not been checked by `set`.
+            free = moved is None or slot.path in moved or not slot.kind.fixed_shape
+            try:
+                new = fit(
+                    old, new, dotted(slot.path), shapes=not free, dtypes=slot.kind.fixed_dtype
+                )
+            except ValueError as error:
+                if not free:
+                    error.add_note(
+                        "(A lane gives each state back in the shape in which it came. The usual "
+                        "cause of another is a context from outside the function, returned by "
+                        "mistake; the one to return is made of the one that came in.)"
+                    )
+                raise
+            flat += (leaves := jax.tree.leaves(new))
+            self.moved.append([x.shape for x in leaves] != [np.shape(x) for x in
+                                                            jax.tree.leaves(old)])  # fmt: skip
+        return flat
+
+
+def _types(value: Any) -> list[tuple[Any, ...]]:
+    return [type_of(x) for x in jax.tree.leaves(value)]
+
+
+def _shapes(leaves: Sequence[Any]) -> str:
+    shown = [_shape(np.shape(x), jax.typeof(x).dtype) for x in leaves[:3]]
+    return ", ".join(shown) + (f", ... ({len(leaves)} arrays)" if len(leaves) > 3 else "")
+
+
+_shown: dict[Any, str] = {}
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> str:
+    found = _shown.get((shape, dtype))
+    if found is None:
+        if len(_shown) > 4096:
+            _shown.clear()
+        struct = jax.ShapeDtypeStruct(shape, dtype)
+        found = _shown[shape, dtype] = eqx.tree_pformat(struct, struct_as_array=True)
+    return found
+
+
+def _as_output(leaf: Any) -> Any:
+    if isinstance(leaf, (bool, int, float, complex, np.ndarray, np.generic)):
+        return jnp.asarray(leaf)
+    return leaf
+
+
+def _at(path: tuple) -> str:
+    return f" `{jax.tree_util.keystr(path)}`" if path else ""
+
+
+def _pair(result: Any, fn: Callable) -> tuple[Any, Any]:
+    if not isinstance(result, tuple) or len(result) != 2:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        what = (
+            f"a tuple of {len(result)}"
+            if isinstance(result, tuple)
+            else (f"`{type(result).__name__}`")
+        )
+        raise TypeError(
+            f"A mapped function returns `(out, states)`, and `{name}` returned {what}.\n"
+            "Wrong:  return out\n"
+            "Right:  return out, states"
+        )
+    return result

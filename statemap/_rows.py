@@ -1,0 +1,132 @@
+"""The table of the concepts page: what a mapping does with each state, and why."""
+
+from typing import NamedTuple
+
+from ._errors import BatchAxisError
+from ._filters import is_internal, show_filter
+from ._state_axes import Listed
+
+
+class Row(NamedTuple):
+    """What a mapping does with one state.
+
+    `axis_in` and `axis_out` are an int, `"shared"`, or `"split"` for a random state that gives
+    each lane a key of its own. `result` says what becomes of the value: `"kept"` as it went in,
+    one new value that is `"shared"`, the values of the lanes, `"stacked"`; or `"moved on"`, for a
+    random state that was split.
+    """
+
+    path: str
+    kind: str
+    shape: str
+    read: bool
+    written: bool
+    axis_in: int | str
+    axis_out: int | str
+    why: str
+    drawn: bool = False
+    result: str = "kept"
+
+
+class Result(NamedTuple):
+    """Where a state's value goes: the last columns of its row."""
+
+    result: str
+    axis_out: int | str
+    why: str
+    unexpected: bool = False  # the policy placed it
+
+
+def asks(axis_in: int | str, goes: Listed | None, written: bool, is_alone: bool) -> bool:
+    """Whether it matters for a state if its value differs between lanes.
+
+    **Arguments:**
+
+    - `axis_in`: from the state's row.
+    - `goes`: the entry of `state_out_axes` that matches it.
+    - `is_alone`: whether the state never has lanes.
+    """
+    if is_alone:
+        return written
+    if goes is None:
+        return written and axis_in == "shared"
+    return goes.axis is None and (written or isinstance(axis_in, int))
+
+
+def place(
+    path: str,
+    axis_in: int | str,
+    goes: Listed | None,
+    written: bool,
+    differs: bool,
+    policy: str,
+    is_alone: bool,
+) -> Result:
+    """Where a state's value goes.
+
+    **Arguments:**
+
+    - `written`: whether the function replaced the value; for a split random state, whether the
+        function used it.
+    - `differs`: whether the value depends on the lane, as seen from this map.
+    - `is_alone`: whether the state never has lanes.
+
+    The others are those of `asks`.
+
+    **Raises:**
+
+    `BatchAxisError` where lanes differ and one shared value is asked for.
+    """
+    if axis_in == "split":
+        if not written:
+            return Result("kept", "shared", "shared, not used")
+        if goes is None or goes.axis is None:
+            why = "a key for each lane; the state itself moves on once"
+            return Result("moved on", "shared", why)
+        return Result("stacked", goes.axis, _listed(goes))
+    if axis_in == "shared" and not written:
+        return Result("kept", "shared", "shared, not written")
+    if is_alone and differs:
+        raise BatchAxisError(
+            f"The state `{path}` is a NonBatchState, of which all lanes share one value, and the "
+            "function writes a value to it that depends on the lane. Reduce it over the lanes "
+            "first (`jax.lax.pmean(value, axis_name)`), or make it a state of another kind."
+        )
+    if goes is not None and goes.axis is None:
+        if differs:
+            raise BatchAxisError(
+                f"The state `{path}` is listed under None in `state_out_axes`, so that all lanes "
+                "share one value, but "
+                + ("it is written" if written else "it is mapped and its values come back")
+                + " with a value that depends on the lane. Reduce it over the lanes first "
+                "(`jax.lax.pmean(value, axis_name)`), or give it an axis: "
+                "`state_out_axes={0: ...}`."
+            )
+        return Result("shared", "shared", "the same in every lane, out axis None")
+    if goes is not None and not is_alone:
+        if not written and axis_in == goes.axis:
+            return Result("kept", axis_in, "mapped, not written")
+        return Result("stacked", goes.axis, _listed(goes))
+    if axis_in != "shared":
+        if not written:
+            return Result("kept", axis_in, "mapped, not written")
+        return Result("stacked", axis_in, "written, stays on the axis it came in")
+    if not differs:
+        return Result("shared", "shared", "written alike in every lane")
+    if policy == "raise":
+        raise BatchAxisError(
+            f"The state `{path}` is shared by all lanes, and the function writes a value to it "
+            "that depends on the lane. Choose one:\n"
+            f"  - keep a value for each lane: `state_out_axes={{0: ...}}` with a filter for it "
+            "(and `state_in_axes`, if it has one already);\n"
+            "  - write one value for all: reduce it first, `jax.lax.pmean(value, axis_name)`;\n"
+            "  - if the value only matters within a call, set it back before returning;\n"
+            "  - let such writes go to axis 0: `unexpected_out_state_mapping='ignore'`, or "
+            "'warn'."
+        )
+    return Result("stacked", 0, f"lanes differ, policy {policy!r}", unexpected=True)
+
+
+def _listed(goes: Listed) -> str:
+    by = "" if is_internal(goes.predicate) else f", {show_filter(goes.predicate)}"
+    return f"listed under {goes.axis} in `state_out_axes`{by}"

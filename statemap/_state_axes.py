@@ -1,0 +1,120 @@
+"""From filters to axes: which axis each state of a context is mapped on."""
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._filters import Everything, Filter, names_state, Predicate, to_predicate
+from ._slots import Slot, Slots
+from ._state import NonBatchState
+from ._values import dotted
+
+
+Axis = int | None
+StateAxisSpec = Mapping[Axis, Filter] | Filter
+
+
+class Listed(NamedTuple):
+    """An entry of `state_in_axes` or `state_out_axes`."""
+
+    axis: Axis
+    predicate: Predicate
+
+
+@dataclasses.dataclass(frozen=True)
+class StateAxes:
+    """`state_in_axes` or `state_out_axes`, normalised: axes with their predicates, in order."""
+
+    entries: tuple[Listed, ...]
+    parameter: str = dataclasses.field(compare=False)  # its name, for messages
+
+    @staticmethod
+    def parse(spec: Any, parameter: str) -> "StateAxes":
+        """**Arguments:**
+
+        - `spec`: a mapping from axes to filters, a bare filter (for axis 0), or `None`.
+        """
+        if isinstance(spec, StateAxes):
+            return StateAxes(spec.entries, parameter)
+        if spec is None:
+            return StateAxes((), parameter)
+        if not isinstance(spec, Mapping):
+            spec = {0: spec}
+        entries = []
+        for axis, filter in spec.items():
+            if axis is not None:
+                if isinstance(axis, (bool, np.bool_)) or not hasattr(axis, "__index__"):
+                    raise TypeError(
+                        f"`{parameter}` goes from axes to filters, and {axis!r} is no axis (an "
+                        "int or None).\n"
+                        "Wrong:  {sm.ParamState: 0}\n"
+                        "Right:  {0: sm.ParamState}"
+                    )
+                axis = operator.index(axis)
+            entries.append(Listed(axis, to_predicate(filter)))
+        return StateAxes(tuple(entries), parameter)
+
+    def over(self, other: "StateAxes") -> "StateAxes":
+        """These axes, and those of `other` for what these do not match."""
+        return StateAxes(self.entries + other.entries, self.parameter)
+
+    @property
+    def as_dict(self) -> dict[Axis, Filter]:
+        return dict(self.entries)
+
+    def assign(self, slots: Slots, values: Sequence[Any]) -> list[Listed | None]:
+        """For each slot the first entry that matches it. A `NonBatchState` has no lanes: entries
+        that do not mean it alone pass over it.
+
+        **Raises:**
+
+        `ValueError` if an entry gives a `NonBatchState` an axis by its type, name or handle.
+        """
+        found: list[Listed | None] = [None] * len(slots.entries)
+        for entry, matches in zip(self.entries, self._matches(slots, values)):
+            for i, match in enumerate(matches):
+                if match and found[i] is None and self._applies(entry, slots.entries[i]):
+                    found[i] = entry
+        return found
+
+    def assign_new(self, slots: Slots, values: Sequence[Any]) -> list[Axis]:
+        """The axis of each new state: 0 where no entry matches, none for a `NonBatchState`.
+
+        **Raises:**
+
+        `ValueError` if entries, apart from those that match every state, give one two axes.
+        """
+        matches = self._matches(slots, values)
+        out: list[Axis] = []
+        for i, slot in enumerate(slots.entries):
+            entries = [e for e, match in zip(self.entries, matches) if match[i]]
+            found = [e for e in entries if self._applies(e, slot)]
+            explicit = [e.axis for e in found if not isinstance(e.predicate, Everything)]
+            if len(set(explicit)) > 1:
+                raise ValueError(
+                    f"`{self.parameter}` gives the state `{dotted(slot.path)}` the axes "
+                    f"{' and '.join(map(str, dict.fromkeys(explicit)))}: it matches the filters "
+                    "of each. A state has one axis."
+                )
+            default = None if issubclass(slot.kind, NonBatchState) else 0
+            out.append(found[0].axis if found else default)
+        return out
+
+    def _matches(self, slots: Slots, values: Sequence[Any]) -> list[list[bool]]:
+        states = slots.states(values) if self.entries else []
+        return [slots.matching(e.predicate, states, self.parameter) for e in self.entries]
+
+    def _applies(self, entry: Listed, slot: Slot) -> bool:
+        """Whether an entry that matches a slot is meant for it."""
+        if entry.axis is None or not issubclass(slot.kind, NonBatchState):
+            return True
+        if names_state(entry.predicate, slot.path, slot.kind, slot.name):
+            raise ValueError(
+                f"`{self.parameter}` gives the state `{dotted(slot.path)}` the axis "
+                f"{entry.axis}, and a {slot.kind.__name__} never has lanes: all of them share its "
+                "value. Leave it out, or make it a state of another kind."
+            )
+        return False
