@@ -5,17 +5,18 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ._axes import argument_axes
+from ._axes import along, argument_axes
 from ._cache import Cache
 from ._container import AnyFrame, refuse_unhashable
 from ._devices import Devices
+from ._donation import claim, disclaim
 from ._exact import exact
 from ._jax import is_base_trace, settings, type_of
 from ._options import Options
 from ._program import Program, Retrace
 from ._signature import Function, Inputs, mark_static, split_leaves
 from ._slots import Slots
-from ._states import claim, disclaim, States
+from ._states import States
 
 
 class Programs(NamedTuple):
@@ -62,6 +63,8 @@ class Call:
         self.inputs = (treedef, statics, len(extra), options.donate_argnums)
         self.devices = self._devices(args, kwargs, arrays)
         self.arrays = [*arrays, *extra, *function.arrays]
+        if self.devices is not None and self.devices.is_explicit:
+            self._lay_over(self.devices)
         self.placed: dict[int, Any] = {}  # the values that went in, where the lanes are
         self.structure = (
             slots,
@@ -155,6 +158,22 @@ class Call:
         except TypeError:
             refuse_unhashable(self.frame, self.inputs[1])
             raise
+
+    def _lay_over(self, devices: Devices) -> None:
+        """Moves all that goes in to an explicit mesh, which is part of the signature."""
+        entries = self.options.state_in.assign(self.slots, tuple(self.values))
+        specs = self.slots.specs
+        values = []
+        for entry, spec, value in zip(entries, specs, self.values):
+            axis = None if entry is None else entry.axis
+            put = lambda x, a=axis, t=spec.trailing_axes: devices.place(x, along(a, x, t))
+            values.append(jax.tree.map(put, value))
+        self.values = tuple(values)
+        inputs = Inputs(*self.inputs)
+        axes = argument_axes(self.options.in_axes, *inputs.arguments(self.arrays))
+        axes = [a for j, a in enumerate(axes) if inputs.is_traced(j)]
+        axes += [None] * (len(self.arrays) - len(axes))
+        self.arrays = [devices.place(x, along(a, x, 0)) for x, a in zip(self.arrays, axes)]
 
     def _devices(self, args: tuple, kwargs: dict[str, Any], arrays: list[Any]) -> Devices | None:
         """The devices of the lanes: those of the mapping, or where the arrays lie already."""

@@ -253,7 +253,7 @@ def _no_filter(filter: AnyType) -> str:
 
 
 def names_state(predicate: Predicate, path: Path, kind: type[State], name: str | None) -> bool:
-    """Whether a predicate that matches a `NonBatchState` means it alone: by type, name or handle."""
+    """Whether a predicate that matches a `NonBatchState` means it by type, name or handle."""
     if isinstance(predicate, OfType):
         return issubclass(predicate.type, NonBatchState)
     if isinstance(predicate, PathContains):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ._axes import argument_size, lane_count, move_axis, normalise
 from ._devices import Devices
 from ._errors import BatchAxisError
-from ._jax import lanes_sharding, lay_lanes, without_axis
+from ._jax import lanes_sharding, lay_lanes, with_lanes, without_axis
 from ._lane import Lane
 from ._make import bind
 from ._members import MemberAxes
@@ -154,23 +154,31 @@ def new_states(
     leaf_axes = jax.tree.leaves(axes)
     if devices is not None:
         leaves = [devices.place(x, a) for x, a in zip(leaves, leaf_axes)]
+    sharding = lanes_sharding(leaves, leaf_axes)
+    own = [name == "key" for name in sorted(mapped) for _ in jax.tree.leaves(mapped[name])]
+    # What all lanes together are given; the keys, made here, are laid as what was given is.
+    given = [
+        with_lanes(jax.ShapeDtypeStruct(x.shape[1:], x.dtype), lanes, sharding) if mine else x
+        for x, mine in zip(leaves, own)
+    ]
     run = _Run(make, kwargs, treedef, impl, state_tag, StateAxes.parse(state_out_axes, _OUT))
-    types = [without_axis(x, a) for x, a in zip(leaves, leaf_axes)]
+    types = [without_axis(x, a) for x, a in zip(given, leaf_axes)]
     name = getattr(make, "__name__", type(make).__name__)
     lane = Lane.trace(run.lane, types, name, axis_name, lanes)
     mapping = _mapping(axis_name, spmd_axis_name, devices)
-    sharding = lanes_sharding(leaves, leaf_axes)
     every = list(range(len(lane.jaxpr.outvars)))
-    differ = lane.differ(every, mapping, leaves, leaf_axes, lanes, sharding)
+    differ = lane.differ(every, mapping, given, leaf_axes, lanes, sharding)
     run.refuse(differ)
 
     def program(leaves: list[jax.Array]) -> tuple[tuple[Any, ...], list[jax.Array]]:
-        stacked = run.stacked()
+        stacked = run.stacked(differ)
+        leaves = [lay_lanes(x, sharding) if mine else x for x, mine in zip(leaves, own)]
         out = lane.over(mapping, leaves, leaf_axes, stacked, lanes, sharding)
         return run.assemble(out, differ, lanes, sharding, devices)
 
     # Over devices, each makes its own part; on one, operations that are known are not compiled.
-    values, arrays = (program if devices is None else jax.jit(program))(leaves)
+    is_one = devices is None and sharding is None
+    values, arrays = (program if is_one else jax.jit(program))(leaves)
     paths = [slot.path for slot in run.slots.entries]
     return (
         run.model(arrays),
@@ -286,10 +294,17 @@ class _Run:
                     "Right:  self.weight = sm.ParamState(jr.normal(key, (3,)))"
                 )
 
-    def stacked(self) -> list[int]:
-        """The outputs that come with the lanes on axis 0."""
-        has_lanes = [axis is not None for axis, n in zip(self.axes, self.counts) for _ in range(n)]
-        return [k for k, has in enumerate(has_lanes) if has]
+    def stacked(self, differ: set[int]) -> list[int]:
+        """The outputs that come with the lanes on axis 0. A random state that is alike in all
+        lanes is split afterwards.
+        """
+        found, at = [], 0
+        for slot, axis, n in zip(self.slots.entries, self.axes, self.counts):
+            own = range(at, at + n)
+            if axis is not None and not (issubclass(slot.kind, RandomState) and at not in differ):
+                found += own
+            at += n
+        return found
 
     def assemble(
         self,
@@ -306,9 +321,8 @@ class _Run:
         for slot, spec, axis, n, treedef in specs:
             leaves = out[at : at + n]
             if axis is not None:
-                is_random = issubclass(slot.kind, RandomState)
-                if is_random and lanes and not differ & set(range(at, at + n)):
-                    _, keys = split_lanes(leaves[0][0], lanes, spec)  # each a stream of its own
+                if issubclass(slot.kind, RandomState) and at not in differ:
+                    _, keys = split_lanes(leaves[0], lanes, spec)  # each a stream of its own
                     leaves = [lay_lanes(keys, sharding)]
                 leaves = [move_axis(x, axis, spec.trailing_axes) for x in leaves]
                 where = [normalise(axis, x.ndim - spec.trailing_axes) for x in leaves]

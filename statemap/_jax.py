@@ -113,13 +113,17 @@ def placement(aval: Any) -> tuple[Any, ...] | None:
     return sharding, getattr(aval, "manual_axis_type", None) or getattr(aval, "vma", None)
 
 
+def _type(x: Any) -> Any:
+    return x if isinstance(x, jax.core.ShapedArray) else jax.typeof(x)
+
+
 def _is_auto(mesh: Any) -> bool:
     return all(kind == AxisType.Auto for kind in mesh.axis_types)
 
 
 def without_axis(x: Any, axis: int | None) -> Any:
     """The type of what a lane sees of an array that is mapped on an axis."""
-    aval = jax.typeof(x)
+    aval = _type(x)
     shape = aval.shape if axis is None else aval.shape[:axis] + aval.shape[axis + 1 :]
     if placement(aval) is None:
         return jax.ShapeDtypeStruct(shape, aval.dtype, weak_type=aval.weak_type)
@@ -128,6 +132,22 @@ def without_axis(x: Any, axis: int | None) -> Any:
     spec = list(_spec(aval))
     del spec[axis]
     return aval.update(shape=shape, sharding=aval.sharding.update(spec=PartitionSpec(*spec)))
+
+
+def with_lanes(x: Any, lanes: int, sharding: Any) -> Any:
+    """The type of an array that is made for each lane, with the lanes on axis 0.
+
+    **Arguments:**
+
+    - `x`: what a lane sees.
+    - `sharding`: from `lanes_sharding`.
+    """
+    aval = _type(x)
+    shape = (lanes, *aval.shape)
+    if sharding is None:
+        return jax.ShapeDtypeStruct(shape, aval.dtype)
+    spec = PartitionSpec(*sharding.spec, *[None] * len(aval.shape))
+    return aval.update(shape=shape, sharding=sharding.update(spec=spec))
 
 
 def lanes_sharding(xs: Sequence[Any], axes: Sequence[int | None]) -> Any:
@@ -149,9 +169,7 @@ def lay_lanes(x: jax.Array, lanes: Any) -> jax.Array:
     if lanes is None:
         return x
     rest = [None] * (x.ndim - 1)
-    return jax.sharding.reshard(
-        x, NamedSharding(lanes.mesh, PartitionSpec(*lanes.spec, *rest))
-    )
+    return jax.sharding.reshard(x, NamedSharding(lanes.mesh, PartitionSpec(*lanes.spec, *rest)))
 
 
 def on_axis(x: jax.Array, mesh: Any, axis: int | None, name: Hashable) -> jax.Array:
@@ -238,7 +256,9 @@ def inside(eqn: Any) -> Loop | list[Inside] | None:
         n_condition, n_body = params["cond_nconsts"], params["body_nconsts"]
         carry = list(range(n_condition + n_body, len(eqn.invars)))
         return Loop(
-            Inside(_open(params["body_jaxpr"]), [*range(n_condition, n_condition + n_body), *carry]),
+            Inside(
+                _open(params["body_jaxpr"]), [*range(n_condition, n_condition + n_body), *carry]
+            ),
             Inside(_open(params["cond_jaxpr"]), [*range(n_condition), *carry]),
             n_body,
             len(carry),

@@ -11,7 +11,7 @@ from ._annotations import check_fields
 from ._slots import collect, find_states
 from ._state import Handle, is_state, State, with_fields
 from ._states import assemble, States
-from ._values import Path, Struct
+from ._values import dotted, Path, Struct
 
 
 P = ParamSpec("P")
@@ -71,7 +71,9 @@ def make_with_states(make: Callable[P, M]) -> Callable[P, tuple[M, States]]:
 def bind(model: M) -> tuple[M, States]:
     """The model with handles in the place of its States, and their context."""
     check_fields(model)
-    found = [(p, s) for p, s in find_states(model) if is_state(s) and not s.is_handle]
+    every = [(p, s) for p, s in find_states(model) if is_state(s)]
+    _refuse_twins(every)
+    found = [(p, s) for p, s in every if not s.is_handle]
     fingerprint = _fingerprint(model, found)
     items = collect(found, fingerprint)
     paths = _first_paths(found)
@@ -83,6 +85,26 @@ def bind(model: M) -> tuple[M, States]:
         return with_fields(leaf, data=None, handle=handle)
 
     return jax.tree.map(to_handle, model, is_leaf=is_state), assemble(items)
+
+
+def _refuse_twins(found: list[tuple[Path, State]]) -> None:
+    """Refuses handles of two models of one class, made apart: one context can't hold both."""
+    first: dict[Handle, tuple[Path, Handle]] = {}
+    for path, state in found:
+        handle = state.handle
+        if handle is None:
+            continue
+        before, known = first.setdefault(handle, (path, handle))
+        if known is not handle:
+            raise ValueError(
+                f"The model holds two handles of the state `{dotted(handle.path)}` of the model "
+                f"`{handle.model}`, at `{dotted(before)}` and at `{dotted(path)}`, which were made "
+                "apart: both would find one value. Make them inside one `make_with_states`:\n"
+                "Wrong:  a, _ = sm.make_with_states(M)(); b, _ = sm.make_with_states(M)(); "
+                "sm.make_with_states(Pair)(a, b)\n"
+                "Right:  pair, states = sm.make_with_states(lambda: Pair(M(), M()))()\n"
+                "One model at two places is the same object at both."
+            )
 
 
 def _first_paths(found: list[tuple[Path, State]]) -> dict[int, Path]:

@@ -5,6 +5,13 @@ are replaced, at a cost that grows with these few; and values that a lane is giv
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
+from ._errors import BatchAxisError
+from ._state import State
+from ._values import dotted
+
 
 class Chosen:
     """The positions of some values among all."""
@@ -99,6 +106,30 @@ class Watched(Sequence[Any]):
 
     def __len__(self) -> int:
         return len(self.every)
+
+    def refuse_population(self, i: int, handle: State) -> None:
+        """Refuses to look up by handle the value of a whole population, in one of its lanes."""
+        declared = handle.handle
+        if declared is None or i not in self.unlisted:
+            return
+        expected = [x.shape for x in jax.tree.leaves(declared.struct.tree)]
+        trailing = handle.trailing_axes
+        shapes = [np.shape(x)[: np.ndim(x) - trailing] for x in jax.tree.leaves(self.every[i])]
+        if shapes != expected:
+            raise BatchAxisError(
+                f"The state `{dotted(declared.path)}` has shape {_show(shapes)} here, and its "
+                f"handle declares {_show(expected)}: this looks like a population, of which every "
+                "lane would see the whole.\n"
+                "Wrong:  sm.vmap2(model)(states, x)\n"
+                "Right:  sm.vmap2(model, state_in_axes=axes, state_out_axes=axes)(states, x), "
+                "with the axes that `vmap2_new_states` returned\n"
+                "If every lane is to see the whole of it, list it under None: "
+                "`state_in_axes={None: ...}`."
+            )
+
+
+def _show(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes))
 
 
 class Moved(tuple[Any, ...]):

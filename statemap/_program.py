@@ -1,19 +1,17 @@
 """`Program`: what a mapping does for one signature, found out from the lane and compiled."""
 
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ._axes import broadcast_axes, move_axis, normalise
+from ._axes import move_axis, normalise
 from ._container import AnyFrame
 from ._devices import Devices
 from ._errors import BatchAxisError
-from ._signature import Fixed, Function, Inputs, unwrap
 from ._jax import (
     axis_names,
     INLINE,
@@ -24,27 +22,19 @@ from ._jax import (
     type_of,
 )
 from ._lane import Lane
-from ._layout import Layout
 from ._options import Options
-from ._overlay import Chosen, Watched
+from ._overlay import Chosen
 from ._rows import asks, place, Result, Row
+from ._run import located, Run
+from ._signature import Fixed, Function, Inputs
 from ._slots import Slots
 from ._state import NonBatchState, RandomState
 from ._streams import split_lanes
-from ._values import dotted, fit
+from ._values import dotted
 
 
 class Retrace(Exception):
     """`jax.jit` asks a program for the trace of another signature than its own."""
-
-
-class Output(NamedTuple):
-    """A leaf of the function's output: an array with the axis of its lanes, or something static."""
-
-    path: tuple
-    axis: int | None
-    static: Any = None
-    is_array: bool = True
 
 
 class Program:
@@ -79,27 +69,24 @@ class Program:
 
         Whatever can be wrong with axes, sizes, and what the function returns.
         """
-        layout = Layout(options, devices, function, inputs, slots, values, arrays)
-        self.lanes, self.inputs, self.devices = layout.lanes, inputs, devices
+        run = Run(options, devices, function, inputs, slots, frame, values, arrays)
+        self.lanes, self.inputs, self.devices = run.lanes, inputs, devices
         self.mapping = options.mapping(devices)
         self.chunk_size = options.chunk_size
         self.settings = settings()
-        self._specs, self._axes = slots.specs, layout.axes
-        state_leaves = [x for leaves in layout.leaves for x in leaves]
-        self._sharding = lanes_sharding([*state_leaves, *arrays], layout.axes)
-
-        run = _Run(options, function, inputs, slots, frame, layout)
-        avals = layout.lane_types([*state_leaves, *arrays])
-        lane = Lane.trace(run.lane, avals, function.name, options.axis_name, self.lanes)
+        self._specs, self._axes = slots.specs, run.axes
+        self._sharding = lanes_sharding(run.everything, run.axes)
+        types = run.lane_types(self._sharding)
+        lane = Lane.trace(run.lane, types, function.name, options.axis_name, self.lanes)
         self.may_be_kept = not lane.holds_tracer
         self.outputs, self._out_treedef = run.outputs, run.out_treedef
-        self._find_rows(options, slots, layout, run, lane, values, [*state_leaves, *arrays])
+        self._find_rows(options, slots, run, lane)
         self._refuse_effects(options)
 
-        starts = layout.starts
+        starts = run.starts
         going_in = [
             i
-            for i, n in enumerate(layout.counts)
+            for i, n in enumerate(run.counts)
             if any(self._used[starts[i] : starts[i] + n]) or self.rows[i].result == "moved on"
         ]
         moved = {i for i, row in enumerate(self.rows) if row.result != "kept"}
@@ -113,7 +100,7 @@ class Program:
             *(s for i in ordered for s in _types(values[i])),
             *map(type_of, arrays),
         ]
-        self._treedefs, self._counts, self._starts = layout.treedefs, layout.counts, starts
+        self._treedefs, self._counts, self._starts = run.treedefs, run.counts, starts
         self.moved_paths = frozenset(
             slot.path
             for slot, row, back in zip(slots.entries, self.rows, run.moved)
@@ -139,76 +126,75 @@ class Program:
         self,
         options: Options,
         slots: Slots,
-        layout: Layout,
-        run: "_Run",
+        run: Run,
         lane: Lane,
-        values: Sequence[Any],
-        everything: list[Any],
     ) -> None:
         """What becomes of each state; and the lane's program of what comes out alone."""
-        n_out, starts = sum(o.is_array for o in self.outputs), layout.starts
+        n_out, starts = sum(o.is_array for o in self.outputs), run.starts
         flow = lane.flow()
         origins = flow.passed_on()
         written, states_out = [], []
-        for i, n in enumerate(layout.counts):
+        for i, n in enumerate(run.counts):
             at = n_out + starts[i]
             own = list(range(starts[i], starts[i] + n))
             written.append(origins[at : at + n] != own)
             states_out.append(list(range(at, at + n)))
         # What is read: by what the function returns, by what it writes, and by effects.
-        matters = [True] * n_out + [w for w, n in zip(written, layout.counts) for _ in range(n)]
+        matters = [True] * n_out + [w for w, n in zip(written, run.counts) for _ in range(n)]
         reads = flow.matter(matters)
-        read = [any(reads[starts[i] : starts[i] + n]) for i, n in enumerate(layout.counts)]
+        read = [any(reads[starts[i] : starts[i] + n]) for i, n in enumerate(run.counts)]
 
         alone = [issubclass(slot.kind, NonBatchState) for slot in slots.entries]
         asked = {
             i: states_out[i]
             for i in range(len(slots.entries))
-            if asks(layout.axes_in[i], layout.goes[i], written[i], alone[i])
+            if asks(run.axes_in[i], run.goes[i], written[i], alone[i])
         }
         arrays_out = [o for o in self.outputs if o.is_array]
         shared_out = [k for k, o in enumerate(arrays_out) if o.axis is None]
         differ = lane.differ(
             sorted([*shared_out, *(k for ks in asked.values() for k in ks)]),
             self.mapping,
-            layout.all_lanes(everything),
-            layout.axes,
+            run.all_lanes(self._sharding),
+            run.axes,
             self.lanes,
             self._sharding,
         )
         for k in shared_out:
             if k in differ:
+                where = located(arrays_out[k].path)
                 raise ValueError(
-                    f"The output{_at(arrays_out[k].path)} differs between lanes, and `out_axes` "
-                    "gives it None, which is for a value that all lanes share. Give it an axis, "
+                    f"The output{where} differs between lanes, and `out_axes` gives it None, which is for a value that all lanes share. Give it an axis, "
                     "or reduce it over the lanes (`jax.lax.pmean(value, axis_name)`)."
                 )
         rows, unexpected = [], []
         for i, slot in enumerate(slots.entries):
-            path, axis_in = dotted(slot.path), layout.axes_in[i]
+            path, axis_in = dotted(slot.path), run.axes_in[i]
             is_random = issubclass(slot.kind, RandomState)
             used = written[i] or read[i]
             try:
                 result = place(
                     path,
                     axis_in,
-                    layout.goes[i],
+                    run.goes[i],
                     used if axis_in == "split" else written[i],
                     any(k in differ for k in asked.get(i, ())),
                     options.policy,
                     alone[i],
                 )
             except BatchAxisError as error:
-                error.add_note(f"(In the mapping of `{run.name}` over {self.lanes} lanes.)")
+                error.add_note(
+                    f"(In the mapping of `{run.function.name}` over {self.lanes} lanes.)"
+                )
                 raise
-            self._refuse_axis(slots, i, layout, result, lane, states_out[i])
+            self._refuse_axis(slots, i, result, lane, states_out[i])
             if result.unexpected:
                 unexpected.append(path)
             rows.append(
                 Row(
                     path=path,
                     kind=slot.kind.__name__,
-                    shape=_shapes(layout.leaves[i]),
+                    shape=_shapes(run.leaves[i]),
                     read=read[i],
                     written=result.result != "kept",
                     axis_in=axis_in,
@@ -221,12 +207,12 @@ class Program:
         self.rows = tuple(rows)
         self.unexpected = tuple(unexpected)
         wanted = [True] * n_out
-        for row, n in zip(self.rows, layout.counts):
+        for row, n in zip(self.rows, run.counts):
             wanted += [row.result in ("shared", "stacked")] * n
         self._lane, self._used = lane.pruned(wanted)
 
     def _refuse_axis(
-        self, slots: Slots, i: int, layout: Layout, result: Result, lane: Lane, outs: list[int]
+        self, slots: Slots, i: int, result: Result, lane: Lane, outs: list[int]
     ) -> None:
         slot = slots.entries[i]
         if result.result != "stacked":
@@ -383,91 +369,6 @@ class Program:
         return x if self.devices is None else self.devices.constrain(x, at)
 
 
-class _Run:
-    """The one run of the function, as a lane: from flat arrays to flat arrays. What it returns
-    besides is noted here.
-    """
-
-    outputs: list[Output]
-    out_treedef: Any
-    moved: list[bool]  # of each state, whether a mapping in the lane has moved it
-
-    def __init__(
-        self,
-        options: Options,
-        function: Function,
-        inputs: Inputs,
-        slots: Slots,
-        frame: AnyFrame,
-        layout: Layout,
-    ):
-        self.options = options
-        self.function = function
-        self.inputs = inputs
-        self.slots = slots
-        self.frame = frame
-        self.layout = layout
-        self.name = function.name
-        self.seen: set[int] = set()
-        self.unlisted = frozenset(i for i, e in enumerate(layout.came) if e is None)
-
-    def lane(self, flat: list[Any]) -> list[Any]:
-        n = self.layout.starts[-1]
-        before, arrays = self.layout.values(flat[:n]), flat[n:]
-        extra = tuple(self.inputs.container_arrays(arrays))
-        fn = self.function.rebuild(self.inputs.function_arrays(arrays))
-        args, kwargs = unwrap(*self.inputs.arguments(arrays))
-        values = Watched(before, self.seen, self.unlisted)
-        container = self.frame.fill(self.slots, values, extra)
-        out, returned = _pair(fn(container, *args, **kwargs), fn)
-        after, moved = self.frame.read(self.slots, returned, extra)
-        return self._sort_output(out) + self._sort_states(before, after, moved)
-
-    def _sort_output(self, out: Any) -> list[Any]:
-        with_path, self.out_treedef = jax.tree_util.tree_flatten_with_path(out)
-        leaves = [_as_output(x) for _, x in with_path]
-        axes = broadcast_axes(
-            self.options.out_axes, jax.tree.unflatten(self.out_treedef, leaves), "out_axes"
-        )
-        self.outputs = []
-        for (path, _), leaf, axis in zip(with_path, leaves, axes):
-            if not eqx.is_array(leaf):
-                self.outputs.append(Output(path, None, leaf, is_array=False))
-                continue
-            if axis is not None and normalise(axis, leaf.ndim + 1) is None:
-                raise ValueError(
-                    f"The output{_at(path)} has shape {leaf.shape} in a lane, and can't have "
-                    f"the lanes on axis {axis}, as `out_axes` says."
-                )
-            self.outputs.append(Output(path, axis))
-        return [x for x in leaves if eqx.is_array(x)]
-
-    def _sort_states(self, before: Sequence[Any], after: Sequence[Any], moved: Any) -> list[Any]:
-        flat: list[Any] = []
-        self.moved = []
-        if isinstance(after, Watched):
-            after = after.every
-        for slot, old, new in zip(self.slots.entries, before, after):
-            # A context rebuilt by `jax.tree.map`, say, has not been checked by `set`.
-            free = moved is None or slot.path in moved or not slot.kind.fixed_shape
-            try:
-                new = fit(
-                    old, new, dotted(slot.path), shapes=not free, dtypes=slot.kind.fixed_dtype
-                )
-            except ValueError as error:
-                if not free:
-                    error.add_note(
-                        "(A lane gives each state back in the shape in which it came. The usual "
-                        "cause of another is a context from outside the function, returned by "
-                        "mistake; the one to return is made of the one that came in.)"
-                    )
-                raise
-            flat += (leaves := jax.tree.leaves(new))
-            self.moved.append([x.shape for x in leaves] != [np.shape(x) for x in
-                                                            jax.tree.leaves(old)])  # fmt: skip
-        return flat
-
-
 def _types(value: Any) -> list[tuple[Any, ...]]:
     return [type_of(x) for x in jax.tree.leaves(value)]
 
@@ -488,29 +389,3 @@ def _shape(shape: tuple[int, ...], dtype: Any) -> str:
         struct = jax.ShapeDtypeStruct(shape, dtype)
         found = _shown[shape, dtype] = eqx.tree_pformat(struct, struct_as_array=True)
     return found
-
-
-def _as_output(leaf: Any) -> Any:
-    if isinstance(leaf, (bool, int, float, complex, np.ndarray, np.generic)):
-        return jnp.asarray(leaf)
-    return leaf
-
-
-def _at(path: tuple) -> str:
-    return f" `{jax.tree_util.keystr(path)}`" if path else ""
-
-
-def _pair(result: Any, fn: Callable) -> tuple[Any, Any]:
-    if not isinstance(result, tuple) or len(result) != 2:
-        name = getattr(fn, "__name__", type(fn).__name__)
-        what = (
-            f"a tuple of {len(result)}"
-            if isinstance(result, tuple)
-            else (f"`{type(result).__name__}`")
-        )
-        raise TypeError(
-            f"A mapped function returns `(out, states)`, and `{name}` returned {what}.\n"
-            "Wrong:  return out\n"
-            "Right:  return out, states"
-        )
-    return result

@@ -103,7 +103,7 @@ def place(
                 "`state_out_axes={0: ...}`."
             )
         return Result("shared", "shared", "the same in every lane, out axis None")
-    if goes is not None and not is_alone:
+    if goes is not None and goes.axis is not None and not is_alone:
         if not written and axis_in == goes.axis:
             return Result("kept", axis_in, "mapped, not written")
         return Result("stacked", goes.axis, _listed(goes))

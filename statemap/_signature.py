@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.core
 import numpy as np
+
 from ._exact import by_identity, exact
 
 

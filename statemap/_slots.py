@@ -143,9 +143,9 @@ def _ask(predicate: Predicate, path: Path, state: State, given_as: str) -> bool:
     if isinstance(answer, (bool, np.bool_)) or answer is None:
         return bool(answer)
     raise TypeError(
-        f"The filter `{show_filter(predicate)}` in `{given_as}` returned {describe(answer)} for the "
-        f"state `{dotted(path)}`. A filter is `(path, state) -> bool`, and looks at the state's "
-        "kind, name, tag and shape rather than at numbers."
+        f"The filter `{show_filter(predicate)}` in `{given_as}` returned {describe(answer)} for "
+        f"the state `{dotted(path)}`. A filter is `(path, state) -> bool`, and looks at the "
+        "state's kind, name, tag and shape rather than at numbers."
     )
 
 

@@ -1,6 +1,5 @@
 """The context: an immutable mapping from the paths of states to their values."""
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload, TypeVar
 
@@ -9,7 +8,7 @@ import jax
 import wadler_lindig as wl
 from jaxtyping import PyTree
 
-from ._errors import BatchAxisError, DonatedStatesError, near
+from ._errors import near
 from ._exact import exact
 from ._filters import Filter, to_predicate
 from ._overlay import moved_of, replaced, Watched, with_moved
@@ -45,7 +44,7 @@ def assemble(items: list[tuple[Slot, Any]]) -> "States":
                 )
             owners[slot.name] = slot.path
     for slot, _ in items:
-        other = owners.get(text := dotted(slot.path)) if owners else None
+        other = owners.get(text := dotted(slot.path))
         if other is not None and other != slot.path:
             raise ValueError(
                 f"The state `{dotted(other)}` has the name {text!r}, which is the path of another "
@@ -151,7 +150,7 @@ class States:
         """The value of a state, by handle, path or name."""
         i = self._slots.find(key)
         if type(self._values) is Watched and isinstance(key, State):
-            _refuse_population(self._slots.entries[i].path, key, self._values, i)
+            self._values.refuse_population(i, key)
         return self._slots.decode(i, own(self._values[i]))
 
     @overload
@@ -353,64 +352,6 @@ class States:
         return list(zip(self._slots.entries, self._values))
 
 
-class _Donated(tuple):
-    """Stands where the values of a context were whose memory a mapping took."""
-
-    def _refuse(self, *_: Any) -> Any:
-        raise DonatedStatesError(
-            "This context was given to a mapping with `donate=True`, which has reused its "
-            "memory.\n"
-            "Wrong:  out, new = step(states, x); states[key]\n"
-            "Right:  out, states = step(states, x); states[key]\n"
-            "To keep the old context as well, leave `donate` off."
-        )
-
-    __getitem__ = __iter__ = __len__ = _refuse
-
-
-_claiming = threading.Lock()
-
-
-def claim(states: States) -> Sequence[Any]:
-    """The values of a context whose memory a call takes. From now on every use of the context is
-    an error that says why; of several threads, one gets the values.
-    """
-    with _claiming:
-        values = states._values
-        if type(values) is _Donated:
-            values[0]
-        _set_values(states, _DONATED)
-    return values
-
-
-def disclaim(states: States, values: Sequence[Any]) -> None:
-    """Gives a context its values back, after a call that failed, if their memory is still there."""
-    if not any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(list(values))):
-        _set_values(states, values)
-
-
-def _refuse_population(path: Path, handle: State, values: Watched, i: int) -> None:
-    """Refuses to look up by handle the value of a whole population, in one of its lanes."""
-    if handle.handle is None or i not in values.unlisted:
-        return
-    declared = jax.tree.leaves(handle.handle.struct.tree)
-    shapes = [getattr(x, "shape", ()) for x in jax.tree.leaves(values.every[i])]
-    trailing = type(handle).trailing_axes
-    shapes = [shape[: len(shape) - trailing] for shape in shapes]
-    if shapes != [x.shape for x in declared]:
-        shown = ", ".join(map(str, shapes))
-        raise BatchAxisError(
-            f"The state `{dotted(path)}` has shape {shown} here, and its handle declares "
-            f"{', '.join(str(x.shape) for x in declared)}: this looks like a population, of which "
-            "every lane would see the whole.\n"
-            "Wrong:  sm.vmap2(model)(states, x)\n"
-            "Right:  sm.vmap2(model, state_in_axes=axes, state_out_axes=axes)(states, x), with "
-            "the axes that `vmap2_new_states` returned\n"
-            "If every lane is to see the whole of it, list it under None: "
-            "`state_in_axes={None: ...}`."
-        )
-
-
 def make_states(slots: Slots, values: Sequence[Any]) -> States:
     """A context from its two parts, past all checks."""
     self = _new(States)
@@ -423,9 +364,6 @@ def make_states(slots: Slots, values: Sequence[Any]) -> States:
 _new = object.__new__
 _set_slots = States.__dict__["_slots"].__set__
 _set_values = States.__dict__["_values"].__set__
-
-
-_DONATED = _Donated()
 
 
 class _MovedSlots:

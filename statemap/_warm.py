@@ -13,11 +13,12 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
+from ._donation import claim, disclaim
 from ._jax import is_base_trace
 from ._overlay import Chosen, Overlay, overlay
 from ._program import Program, Retrace
 from ._slots import Slots
-from ._states import claim, disclaim, make_states, States
+from ._states import make_states, States
 
 
 # Given all arguments, returns the output and the new context; or None for another kind of call.

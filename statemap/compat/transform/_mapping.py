@@ -11,9 +11,9 @@ import jax
 from ... import _mapping
 from ..._container import ContextFrame
 from ..._errors import BatchAxisError as _BatchAxisError
+from ..._overlay import Watched
 from ..._plan import Plan
 from ..._program import Program
-from ..._overlay import Watched
 from ..._slots import intern_slots, Slot
 from ..._states import make_states, States
 from ..._values import dotted
