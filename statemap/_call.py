@@ -17,6 +17,7 @@ from ._program import Program, Retrace
 from ._signature import Function, Inputs, mark_static, split_leaves
 from ._slots import Slots
 from ._states import States
+from ._values import refuse_recursive
 
 
 class Programs(NamedTuple):
@@ -58,6 +59,10 @@ class Call:
         self.slots, self.values, self.frame = slots, values, frame
         if options.has_static:
             args, kwargs = mark_static(args, kwargs, *static)
+        for k, arg in enumerate(args):
+            refuse_recursive(arg, f"Argument {k}")
+            if type(arg) is list and arg and all(type(x) in (int, float, complex) for x in arg):
+                self._refuse_list(k, arg)
         leaves, treedef = jax.tree.flatten((args, kwargs))
         arrays, statics = split_leaves(leaves, args, kwargs)
         self.inputs = (treedef, statics, len(extra), options.donate_argnums)
@@ -151,6 +156,19 @@ class Call:
         self._hashable(self.structure)
         program = self.programs.last.get(self.structure)
         return program if program is not None and program.fits(self.values) else None
+
+    def _refuse_list(self, k: int, arg: list[Any]) -> None:
+        """Refuses a list of numbers where an array is meant: as a pytree it has no axis."""
+        axes = self.options.in_axes
+        axis = axes[k] if isinstance(axes, (list, tuple)) and k < len(axes) else axes
+        if isinstance(axis, int):
+            raise TypeError(
+                f"Argument {k} is a list of {len(arg)} numbers, which is no array and has no axis "
+                f"{axis} to be mapped on.\n"
+                "Wrong:  mapped(states, [1.0, 2.0])\n"
+                "Right:  mapped(states, jnp.array([1.0, 2.0]))\n"
+                "If every lane is to get the list, give it None in `in_axes`."
+            )
 
     def _hashable(self, key: Any) -> None:
         try:

@@ -13,7 +13,7 @@ from ._overlay import moved_of
 from ._slots import intern_slots, Slot, Slots, to_path
 from ._state import is_state, State, static_fields, with_fields
 from ._states import make_states, States
-from ._values import dotted, Path
+from ._values import dotted, Path, refuse_recursive
 
 
 class _Value(NamedTuple):
@@ -126,6 +126,7 @@ def pack(container: PyTree) -> tuple[Slots, tuple[Any, ...], "AnyFrame", tuple[A
     """Takes a container apart: slots, values, the frame, and the arrays that are no states."""
     if type(container) is States:
         return container._slots, tuple(container._values), _CONTEXT, ()
+    refuse_recursive(container, "The container of the states")
     with_path, treedef = jax.tree_util.tree_flatten_with_path(container, is_leaf=_is_leaf)
     slots: list[Slot] = []
     values: list[Any] = []

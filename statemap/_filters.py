@@ -275,6 +275,26 @@ def _blank(kind: type[State], name: str | None) -> State:
     return state
 
 
+def is_definite(predicate: Predicate) -> bool:
+    """Whether a filter names something, so that matching no state is likely to be a mistake."""
+    if isinstance(predicate, Any):
+        return all(map(is_definite, predicate.predicates))
+    return isinstance(predicate, (WithTag, PathContains, IsState))
+
+
+def wanted(predicate: Predicate) -> str:
+    """What a definite filter names."""
+    if isinstance(predicate, Any):
+        return " ".join(map(wanted, predicate.predicates))
+    if isinstance(predicate, WithTag):
+        return predicate.tag
+    if isinstance(predicate, PathContains):
+        return str(predicate.key)
+    return (
+        dotted(predicate.path or (predicate.name or "",)) if isinstance(predicate, IsState) else ""
+    )
+
+
 def is_internal(predicate: Predicate) -> bool:
     """Whether a filter is none that a user wrote: that of a handle, or of `MemberAxes`."""
     if isinstance(predicate, _Several):

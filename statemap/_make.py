@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+import equinox as eqx
 import jax
 
 from ._annotations import check_fields
@@ -60,6 +61,15 @@ def make_with_states(make: Callable[P, M]) -> Callable[P, tuple[M, States]]:
     `ValueError` if two States have the same name; `TypeError` if a State does not match the
     annotation of its field, such as `ParamState[Float[Array, "out in"]]`.
     """
+
+    if not callable(make) or isinstance(make, (eqx.Module, State)):
+        raise TypeError(
+            "`make_with_states` takes what makes a model, a class or a function, and was given "
+            f"`{type(make).__name__}`, which is made already.\n"
+            "Wrong:  sm.make_with_states(LIF(3, 4))\n"
+            "Right:  model, states = sm.make_with_states(LIF)(3, 4)\n"
+            "For a model that is made: `sm.make_with_states(lambda: model)()`."
+        )
 
     @functools.wraps(make, updated=())
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> tuple[M, States]:

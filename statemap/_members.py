@@ -154,6 +154,11 @@ def lane(states: States, axes: AxesOf, index: Any) -> States:
             raise IndexError(f"There is no member {index}: the population has {n} members.")
     elif not isinstance(index, slice) and not isinstance(index, jax.core.Tracer):
         index = np.asarray(index)
+        if index.dtype.kind not in "biu" and index.size:
+            raise TypeError(
+                "Members are taken by an integer, a slice, integers or a mask, not by "
+                f"{index.tolist()!r} of dtype {index.dtype}."
+            )
         if index.dtype == bool:
             if index.shape != (n,):
                 raise IndexError(f"A mask of shape {index.shape} is given for {n} members.")

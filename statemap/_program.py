@@ -164,8 +164,9 @@ class Program:
             if k in differ:
                 where = located(arrays_out[k].path)
                 raise ValueError(
-                    f"The output{where} differs between lanes, and `out_axes` gives it None, which is for a value that all lanes share. Give it an axis, "
-                    "or reduce it over the lanes (`jax.lax.pmean(value, axis_name)`)."
+                    f"The output{where} differs between lanes, and `out_axes` gives it None, "
+                    "which is for a value that all lanes share. Give it an axis, or reduce it "
+                    "over the lanes (`jax.lax.pmean(value, axis_name)`)."
                 )
         rows, unexpected = [], []
         for i, slot in enumerate(slots.entries):

@@ -76,6 +76,8 @@ class Run:
         array_axes = self._of_arrays(arrays, sizes)
         self.came = options.state_in.assign(slots, values)
         self.goes = options.state_out.assign(slots, values)
+        options.state_in.warn_idle(slots, values)
+        options.state_out.warn_idle(slots, values)
         flat = [jax.tree.flatten(value) for value in values]
         self.leaves = [leaves for leaves, _ in flat]
         self.treedefs = [treedef for _, treedef in flat]

@@ -68,9 +68,26 @@ def static_arguments(
     if not nums and not names:
         return nums, names
     try:
-        parameters = list(inspect.signature(fn).parameters.values())[1:]
+        parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError):
         return nums, names
+    kinds = {p.kind for p in parameters}
+    if kinds and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
+        parameters = parameters[1:]  # the states
+    by_position_kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    count = sum(p.kind in by_position_kinds for p in parameters)
+    listed = ", ".join(f"`{p.name}`" for p in parameters) or "none"
+    if inspect.Parameter.VAR_POSITIONAL not in kinds and (bad := [n for n in nums if n >= count]):
+        raise ValueError(
+            f"`static_argnums` names argument {bad[0]}, and the function has {count} after the "
+            f"states: {listed}. The positions count from 0, the states left out."
+        )
+    unknown = names - {p.name for p in parameters}
+    if inspect.Parameter.VAR_KEYWORD not in kinds and unknown:
+        raise ValueError(
+            f"`static_argnames` names `{min(unknown)}`, which the function does not have. Its "
+            f"arguments after the states are: {listed}."
+        )
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     by_position = {i for i, name in enumerate(positional) if name in names}
     by_name = {name for i, name in enumerate(positional) if i in nums}

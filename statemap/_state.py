@@ -11,7 +11,7 @@ import wadler_lindig as wl
 from jaxtyping import PyTree
 
 from ._annotations import checked
-from ._values import as_arrays, describe, dotted, fit, own, Path, Struct
+from ._values import as_arrays, describe, dotted, fit, own, Path, refuse_recursive, Struct
 
 
 T = TypeVar("T")
@@ -74,6 +74,15 @@ class State(eqx.Module, Generic[T]):
 
         `TypeError` if the value holds no array, or something that is none.
         """
+        kind = type(self).__name__
+        refuse_recursive(value, f"The value of a {kind}")
+        if any(map(is_state, jax.tree.leaves(value, is_leaf=is_state))):
+            raise TypeError(
+                f"The value of a {kind} is a pytree of arrays, and this one holds a State. A "
+                "state holds no other: put both into a model, or a dictionary of States.\n"
+                f"Wrong:  sm.{kind}(sm.{kind}(x))\n"
+                f"Right:  sm.{kind}(x)"
+            )
         self.data = as_arrays(value, type(self).__name__)
         self.name = name
         self.tag = tag
@@ -142,6 +151,23 @@ class State(eqx.Module, Generic[T]):
             )
         data = fit(self.data, self.encode(value), self.name or type(self).__name__)
         return with_fields(self, data=data)
+
+    def _no_array(self, *_: Any) -> Any:
+        where = self.name if self.handle is None else dotted(self.handle.path)
+        kind, key = type(self).__name__, "v" if where is None else str(where).rpartition(".")[2]
+        right = f"self.{key}.value + 1" if self.handle is None else f"states[self.{key}] + 1"
+        raise TypeError(
+            f"A {kind} is no array, and takes part in no arithmetic: its value does.\n"
+            f"Wrong:  self.{key} + 1\n"
+            f"Right:  {right}"
+        )
+
+    if not TYPE_CHECKING:
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _no_array
+        __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _no_array
+        __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = _no_array
+        __lt__ = __le__ = __gt__ = __ge__ = __and__ = __rand__ = __or__ = __ror__ = _no_array
+        __float__ = __int__ = __getitem__ = _no_array
 
     def encode(self, value: Any) -> PyTree:
         """From what a user gives to what is stored."""

@@ -2,12 +2,23 @@
 
 import dataclasses
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._filters import Everything, Filter, names_state, Predicate, to_predicate
+from ._errors import near
+from ._filters import (
+    Everything,
+    Filter,
+    is_definite,
+    names_state,
+    Predicate,
+    show_filter,
+    to_predicate,
+    wanted,
+)
 from ._slots import Slot, Slots
 from ._state import NonBatchState
 from ._values import dotted
@@ -102,6 +113,26 @@ class StateAxes:
             default = None if issubclass(slot.kind, NonBatchState) else 0
             out.append(found[0].axis if found else default)
         return out
+
+    def warn_idle(self, slots: Slots, values: Sequence[Any]) -> None:
+        """Warns of the filters that match no state of a context, where it holds any."""
+        if not slots.entries:
+            return
+        states = slots.states(values)
+        for entry, matches in zip(self.entries, self._matches(slots, values)):
+            if any(matches) or not is_definite(entry.predicate):
+                continue
+            known = {
+                *(k for slot in slots.entries for k in slot.path if isinstance(k, str)),
+                *(state.tag for state in states if state.tag is not None),
+                *(slot.kind.__name__ for slot in slots.entries),
+            }
+            close = near(wanted(entry.predicate), sorted(known), holds="There are")
+            warnings.warn(
+                f"The filter `{show_filter(entry.predicate)}`, listed under {entry.axis} in "
+                f"`{self.parameter}`, matches no state of the context.{close}",
+                stacklevel=2,
+            )
 
     def _matches(self, slots: Slots, values: Sequence[Any]) -> list[list[bool]]:
         states = slots.states(values) if self.entries else []

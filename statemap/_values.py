@@ -46,6 +46,22 @@ class Struct:
         return jax.tree.unflatten(self.treedef, self.leaves)
 
 
+def refuse_recursive(tree: Any, label: str, above: tuple[int, ...] = ()) -> None:
+    """Refuses a list, tuple or dictionary that holds itself, which JAX does not survive.
+
+    **Arguments:**
+
+    - `label`: what messages call it.
+    - `above`: the identities of the containers around it.
+    """
+    if not isinstance(tree, (list, tuple, dict)):
+        return
+    if id(tree) in above:
+        raise ValueError(f"{label} is a {type(tree).__name__} that holds itself, and no pytree.")
+    for x in tree.values() if isinstance(tree, dict) else tree:
+        refuse_recursive(x, label, (*above, id(tree)))
+
+
 def as_arrays(value: Any, owner: str) -> Any:
     """`value` with every leaf a JAX array of a strong dtype."""
     leaves, treedef = jax.tree.flatten(value)

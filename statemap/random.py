@@ -24,7 +24,7 @@ import jax
 
 from ._state import RandomState
 from ._states import States
-from ._values import dotted
+from ._values import describe, dotted
 
 
 P = ParamSpec("P")
@@ -49,6 +49,12 @@ def next_key(states: States, rng: Key) -> tuple[jax.Array, States]:
     `TypeError` if the state is no `RandomState`; `ValueError` if it holds an array of keys, one a
     lane, and is not mapped.
     """
+    if not isinstance(states, States):
+        raise TypeError(
+            f"A draw takes the context first, and was given {_short(states)}.\n"
+            "Wrong:  sm.random.normal(key, (3,))\n"
+            "Right:  x, states = sm.random.normal(states, rng, (3,))"
+        )
     i = states._slots.find(rng)
     slot = states._slots.entries[i]
     path = dotted(slot.path)
@@ -67,13 +73,17 @@ def next_key(states: States, rng: Key) -> tuple[jax.Array, States]:
     return draw, states.set(rng, carry)
 
 
+def _short(x: Any) -> str:
+    return describe(x) if isinstance(x, jax.Array) else f"a `{type(x).__name__}`"
+
+
 def _functional(
     sampler: Callable[Concatenate[jax.Array, P], R],
 ) -> Callable[Concatenate[States, Key, P], tuple[R, States]]:
     """A sampler of `jax.random` that takes its key from a context and gives the context back."""
 
     @functools.wraps(sampler)
-    def draw(states: States, rng: Key, /, *args: P.args, **kwargs: P.kwargs) -> tuple[R, States]:
+    def draw(states: States, rng: Any, /, *args: P.args, **kwargs: P.kwargs) -> tuple[R, States]:
         key, states = next_key(states, rng)
         return sampler(key, *args, **kwargs), states
 
