@@ -1,10 +1,12 @@
 """`Map`: a model mapped over a population, with its states made and called by one object."""
 
-from collections.abc import Callable, Hashable, Iterable
+import dataclasses
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import equinox as eqx
 import jax
+from jax.sharding import Mesh
 
 from ._axes import AxisSpec
 from ._devices import DeviceSpec
@@ -12,6 +14,7 @@ from ._errors import near
 from ._init import vmap2_new_states
 from ._mapping import StatefulMapping
 from ._members import MemberAxes
+from ._options import check_axis_size
 from ._pmap import pmap2, pmap2_new_states
 from ._state import Handle, State, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
@@ -20,7 +23,7 @@ from ._values import Struct
 from ._vmap import vmap2
 
 
-class Map:
+class Map(eqx.Module):
     """A model mapped over a population. (After `brainstate.nn.Map`.)
 
     ```python
@@ -48,9 +51,22 @@ class Map:
     assert totals.shape == (10,)
     ```
 
-    It is immutable: `init_all_states` returns another `Map`, and the context. It is a pytree,
-    with the model as its child.
+    It is an `equinox.Module`, with the model as its child: `init_all_states` returns another
+    `Map`, and the context.
     """
+
+    _make: Callable[..., Any] = eqx.field(static=True)
+    _specs: "_Specs" = eqx.field(static=True)
+    init_map_size: int | None = eqx.field(static=True)
+    state_tag: str | None = eqx.field(static=True)
+    axis_name: Hashable = eqx.field(static=True)
+    spmd_axis_name: Hashable = eqx.field(static=True)
+    behavior: str = eqx.field(static=True)
+    devices: Any = eqx.field(static=True)
+    unexpected_out_state_mapping: str = eqx.field(static=True)
+    _axes: MemberAxes | None = eqx.field(static=True)
+    _handles: tuple[tuple[Axis, tuple[State, ...]], ...] = eqx.field(static=True)
+    _mapping: StatefulMapping | None  # of calls; the model is its child
 
     def __init__(
         self,
@@ -104,28 +120,31 @@ class Map:
                 "Right:  sm.Map(LIF, init_map_size=10).init_all_states(n_in=3, n_out=4)"
             )
         self._make = module
-        self._module: Any = None
-        self._axes: MemberAxes | None = None
-        self._states: dict[Axis, list[State]] | None = None
-        self._mappings: dict[Hashable, StatefulMapping] = {}
-        self.init_map_size = init_map_size
-        self.init_state_axes = init_state_axes
+        self._specs = _Specs(in_axes, out_axes, init_state_axes, call_state_axes)
+        self.init_map_size = check_axis_size(init_map_size)
         self.state_tag = state_tag
-        self.in_axes = in_axes
-        self.out_axes = out_axes
         self.axis_name = axis_name
         self.spmd_axis_name = spmd_axis_name
-        self.call_state_axes = call_state_axes
         self.behavior = behavior
-        self.devices = devices
+        self.devices = devices if devices is None or isinstance(devices, Mesh) else tuple(devices)
         self.unexpected_out_state_mapping = unexpected_out_state_mapping
-        StateAxes.parse(init_state_axes, "init_state_axes")
-        StateAxes.parse(call_state_axes, "call_state_axes")
+        self._axes = None
+        self._handles = ()
+        self._mapping = None
+
+    in_axes = property(lambda self: self._specs.in_axes)
+    out_axes = property(lambda self: self._specs.out_axes)
+    init_state_axes = property(lambda self: self._specs.init_state_axes)
+    call_state_axes = property(lambda self: self._specs.call_state_axes)
 
     @property
     def module(self) -> Any:
         """The model, once the states are made; until then, what makes it."""
-        return self._make if self._axes is None else self._module
+        if self._mapping is None:
+            return self._make
+        fn: Any = self._mapping.origin_fun
+        is_update = isinstance(fn, jax.tree_util.Partial) and fn.func is _update
+        return fn.args[0] if is_update else fn
 
     @property
     def axes(self) -> MemberAxes:
@@ -139,7 +158,7 @@ class Map:
         """The handles of the population's states, by the axis they were made with; `None` until
         they are made.
         """
-        return self._states
+        return None if self._axes is None else {a: list(states) for a, states in self._handles}
 
     def init_all_states(self, *, key: Any = None, **kwargs: Any) -> tuple["Map", States]:
         """Makes the model and the states of all members.
@@ -172,7 +191,10 @@ class Map:
             handle = Handle(slot.path, slot.model, Struct(spec.decode(value)))
             axis = next(a for a, paths in axes.items() if slot.path in paths.paths)
             by_axis[axis].append(with_fields(spec, handle=handle))
-        return self._with(model, axes, by_axis), states
+        handles = tuple((axis, tuple(found)) for axis, found in by_axis.items())
+        fn = model if callable(model) else jax.tree_util.Partial(_update, model)
+        mapping = self._map(fn, axes, self.in_axes, self.out_axes, self.axis_name, None)
+        return _replace(self, _axes=axes, _handles=handles, _mapping=mapping), states
 
     def __call__(self, states: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Calls the model for every member.
@@ -190,13 +212,9 @@ class Map:
 
         `ValueError` if the states have not been made.
         """
-        mapping = self._mappings.get("__call__")
-        if mapping is None:
+        if self._mapping is None:
             self._initialised("update")
-            fn = self._module if callable(self._module) else self._method("update")
-            mapping = self._mapping(fn, self.in_axes, self.out_axes, self.axis_name, None)
-            self._mappings["__call__"] = mapping
-        return mapping(states, *args, **kwargs)
+        return self._mapping(states, *args, **kwargs)  # pyright: ignore
 
     def update(self, states: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The same as a call."""
@@ -231,46 +249,36 @@ class Map:
         method.
         """
         self._initialised("map")
-        bound = self._method(fn) if isinstance(fn, str) else jax.tree_util.Partial(fn, self._module)
+        module = self.module
+        bound = _method(module, fn) if isinstance(fn, str) else jax.tree_util.Partial(fn, module)
         axis_name = self.axis_name if axis_name is None else axis_name
-        return self._mapping(bound, in_axes, out_axes, axis_name, state_axes)
+        return self._map(bound, self.axes, in_axes, out_axes, axis_name, state_axes)
 
     def __repr__(self) -> str:
         name = getattr(self._make, "__name__", repr(self._make))
         made = "no states yet" if self._axes is None else repr(self._axes)
         return f"Map({name}, {self.init_map_size} members, {self.behavior!r}, {made})"
 
-    def _method(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._module, name, None)
-        if not callable(method):
-            known = [
-                n
-                for n in dir(self._module)
-                if not n.startswith("_") and callable(getattr(self._module, n, None))
-            ]
-            raise AttributeError(
-                f"`{type(self._module).__name__}` has no method `{name}`."
-                + near(name, known, "It has no public methods.", "It has")
-            )
-        return method
-
-    def _mapping(
+    def _map(
         self,
         fn: Callable[..., Any],
+        axes_made: MemberAxes,
         in_axes: AxisSpec,
         out_axes: AxisSpec,
         axis_name: Hashable,
         state_axes: StateAxisSpec,
     ) -> StatefulMapping:
-        made = StateAxes.parse(self.axes, "axes")
-        axes = StateAxes.parse(self.call_state_axes, "call_state_axes").over(made)
-        axes = StateAxes.parse(state_axes, "state_axes").over(axes)
+        made = StateAxes.parse(axes_made, "axes")
+        own = StateAxes.parse(state_axes, "state_axes")
+        own = own.over(StateAxes.parse(self.call_state_axes, "call_state_axes"))
+        # What becomes of a write to a state that was made without lanes, the policy tells.
+        mapped = StateAxes(tuple(e for e in made.entries if e.axis is not None), "axes")
         options: dict[str, Any] = dict(
             in_axes=in_axes,
             out_axes=out_axes,
             axis_name=axis_name,
-            state_in_axes=axes,
-            state_out_axes=axes,
+            state_in_axes=own.over(made),
+            state_out_axes=own.over(mapped),
             unexpected_out_state_mapping=self.unexpected_out_state_mapping,
         )
         if self.behavior == "pmap":
@@ -285,50 +293,50 @@ class Map:
                 "Right:  population, states = population.init_all_states(...)"
             )
 
-    def _with(
-        self, module: Any, axes: MemberAxes | None, states: dict[Axis, list[State]] | None
-    ) -> "Map":
-        new = object.__new__(Map)
-        new.__dict__.update(self.__dict__)
-        new.__dict__.update(_module=module, _axes=axes, _states=states, _mappings={})
-        return new
+
+def _replace(population: Map, **changed: Any) -> Map:
+    """A copy of a `Map` with some fields replaced, past `__init__`."""
+    new = object.__new__(Map)
+    for field in dataclasses.fields(population):
+        value = changed.get(field.name, getattr(population, field.name))
+        object.__setattr__(new, field.name, value)
+    return new
 
 
-class _Template:
-    """A `Map` without its model, as static data: equal to another if all its parameters are."""
+def _update(module: Any, states: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a call of a population maps, of a model that is not callable itself."""
+    return _method(module, "update")(states, *args, **kwargs)
 
-    def __init__(self, population: Map):
-        fields = dict(population.__dict__)
-        for name in ("_module", "_mappings", "_states"):
-            fields.pop(name)
-        for name in ("init_state_axes", "call_state_axes"):
-            fields[name] = StateAxes.parse(fields[name], name)
-        leaves, treedef = jax.tree.flatten(
-            [fields.pop("in_axes"), fields.pop("out_axes")], is_leaf=lambda x: x is None
+
+def _method(module: Any, name: str) -> Callable[..., Any]:
+    method = getattr(module, name, None)
+    if not callable(method):
+        known = [
+            n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n, None))
+        ]
+        raise AttributeError(
+            f"`{type(module).__name__}` has no method `{name}`."
+            + near(name, known, "It has no public methods.", "It has")
         )
-        self.population = population._with(None, population._axes, population._states)
-        self.key = (tuple(fields.items()), tuple(leaves), treedef)
+    return method
+
+
+class _Specs:
+    """The axes that a `Map` was given, as static data: hashable, equal where they mean the same."""
+
+    def __init__(self, in_axes: Any, out_axes: Any, init_state_axes: Any, call_state_axes: Any):
+        self.in_axes, self.out_axes = in_axes, out_axes
+        self.init_state_axes, self.call_state_axes = init_state_axes, call_state_axes
+        leaves, treedef = jax.tree.flatten([in_axes, out_axes], is_leaf=lambda x: x is None)
+        self._key = (
+            tuple(leaves),
+            treedef,
+            StateAxes.parse(init_state_axes, "init_state_axes"),
+            StateAxes.parse(call_state_axes, "call_state_axes"),
+        )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Template) and self.key == other.key
+        return isinstance(other, _Specs) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self.key)
-
-
-def _flatten(population: Map) -> tuple[tuple[Any], _Template]:
-    return (population._module,), _Template(population)
-
-
-def _unflatten(template: _Template, children: Iterable[Any]) -> Map:
-    (module,) = children
-    like = template.population
-    return like._with(module, like._axes, like._states)
-
-
-jax.tree_util.register_pytree_with_keys(
-    Map,
-    lambda p: (((jax.tree_util.GetAttrKey("module"), p._module),), _Template(p)),
-    _unflatten,
-    _flatten,
-)
+        return hash(self._key)
