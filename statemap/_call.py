@@ -11,7 +11,7 @@ from ._container import AnyFrame, refuse_unhashable
 from ._devices import Devices
 from ._donation import claim, disclaim
 from ._exact import exact
-from ._jax import is_base_trace, settings, type_of
+from ._jax import is_base_trace, placement, settings, type_of
 from ._options import Options
 from ._program import Program, Retrace
 from ._signature import Function, Inputs, mark_static, split_leaves
@@ -68,7 +68,7 @@ class Call:
         self.inputs = (treedef, statics, len(extra), options.donate_argnums)
         self.devices = self._devices(args, kwargs, arrays)
         self.arrays = [*arrays, *extra, *function.arrays]
-        if self.devices is not None and self.devices.is_explicit:
+        if self.devices is not None and self._is_explicit(self.devices):
             self._lay_over(self.devices)
         self.placed: dict[int, Any] = {}  # the values that went in, where the lanes are
         self.structure = (
@@ -177,8 +177,15 @@ class Call:
             refuse_unhashable(self.frame, self.inputs[1])
             raise
 
+    def _is_explicit(self, devices: Devices) -> bool:
+        """Whether moving what goes in changes its types."""
+        if devices.is_explicit:
+            return True
+        given = [*jax.tree.leaves(tuple(self.values)), *self.arrays]
+        return any(placement(jax.typeof(x)) is not None for x in given)
+
     def _lay_over(self, devices: Devices) -> None:
-        """Moves all that goes in to an explicit mesh, which is part of the signature."""
+        """Moves all that goes in to the mesh before its types are taken."""
         entries = self.options.state_in.assign(self.slots, tuple(self.values))
         specs = self.slots.specs
         values = []

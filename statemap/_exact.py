@@ -2,10 +2,13 @@
 identity.
 """
 
+import enum
 import types
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
+
+import numpy as np
 
 
 def exact(value: Any) -> Hashable:
@@ -45,17 +48,23 @@ class Identity:
 
 
 def by_identity(value: Any, on_death: Callable[[Any], None] | None) -> Hashable:
-    """A callable as part of a key that keeps no closure alive; any other value as `exact`.
+    """A callable or another object as part of a key that keeps it not alive; plain data as
+    `exact`.
 
     **Arguments:**
 
-    - `on_death`: called when the callable goes, or the object that it is a method of.
+    - `on_death`: called when the object goes, or that which it is a method of.
     """
     if isinstance(value, types.MethodType):  # made anew at each access
         return _reference(value.__self__, on_death), value.__func__
-    if not callable(value) or isinstance(value, type):
+    if isinstance(value, tuple):
+        return type(value), tuple(by_identity(x, on_death) for x in value)
+    if value is None or isinstance(value, _PLAIN):
         return exact(value)
     return _reference(value, on_death)
+
+
+_PLAIN = (str, bytes, bool, int, float, complex, enum.Enum, np.dtype, np.generic)
 
 
 def _reference(value: Any, on_death: Callable[[Any], None] | None) -> Hashable:

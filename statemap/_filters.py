@@ -304,6 +304,8 @@ def is_internal(predicate: Predicate) -> bool:
 
 def show_filter(predicate: Predicate) -> str:
     """What messages call a filter."""
+    if isinstance(predicate, Everything):
+        return "..."
     if isinstance(predicate, _FILTERS):
         return repr(predicate)
     name = getattr(predicate, "__qualname__", type(predicate).__qualname__)

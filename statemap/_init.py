@@ -74,7 +74,7 @@ def vmap2_new_states(
     - `axis_size`: the number of lanes; needed unless `in_axes` maps an argument.
     - `state_out_axes`: on which axis the new states have their lanes: a mapping from axes to
         filters, or one filter for axis 0. What no filter matches goes to axis 0. A
-        `NonBatchState` never has lanes, whatever else is said.
+        `NonBatchState` never has lanes.
     - `in_axes`: the axes of arguments in `init_kwargs` that hold a value for each lane, by name.
     - `axis_name`, `spmd_axis_name`: as for [`statemap.vmap2`][].
 
@@ -88,9 +88,9 @@ def vmap2_new_states(
 
     **Raises:**
 
-    `ValueError` if the number of lanes can't be told, filters give a state two axes, or an array
-    of the model that is no state differs between lanes; [`statemap.BatchAxisError`][] if a state
-    that all lanes share does.
+    `ValueError` if the number of lanes can't be told, filters give a state two axes or name a
+    `NonBatchState`, or an array of the model that is no state differs between lanes;
+    [`statemap.BatchAxisError`][] if a state that all lanes share does.
     """
     return new_states(
         make,

@@ -86,7 +86,8 @@ class StatefulMapping(Generic[P, R]):
 
         - `fn`: `fn(states, *args, **kwargs) -> (out, states)`, or a module that is called so.
         - `mapping_fn`: what maps: called with a function and `in_axes`, `out_axes`, `axis_name`
-            and `axis_size`, as `jax.vmap` is.
+            and `axis_size`, as `jax.vmap` is. It maps one lane at a time: what gives the function
+            blocks of lanes is refused.
         - `donate_argnums`: arguments whose memory the compiled call may reuse, counted after the
             states.
         - `devices`: the devices that lanes are laid over, for [`statemap.pmap2`][].
@@ -144,7 +145,8 @@ class StatefulMapping(Generic[P, R]):
         return self._options.state_out.as_dict
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Calls the mapped function.
+        """Calls the mapped function. It runs once for a combination of shapes and dtypes, to be
+        traced, under `jax.disable_jit()` as well.
 
         **Arguments:**
 
@@ -310,7 +312,7 @@ class StatefulMapping(Generic[P, R]):
             return function, programs
         function = Function(self._fn, self._name)
         programs, key = Programs.none_yet(_PROGRAMS), None
-        if self._options.is_ours:
+        if self._options.is_ours and not function.holds_closure:
             try:
                 discard = _shared.discard  # when Python exits, the name goes first
                 on_death = lambda _: discard(key)

@@ -118,7 +118,8 @@ def pmap2(
 
     **Raises:**
 
-    What `vmap2` raises, and `ValueError` for a number of lanes that the devices do not divide.
+    What `vmap2` raises, and `ValueError` for a number of lanes that the devices do not divide, or
+    for effects that come in an order (`jax.debug.print(ordered=True)`) over several devices.
     """
     if fn is None:
         options = dict(locals())

@@ -36,6 +36,9 @@ from ._values import dotted
 class Retrace(Exception):
     """`jax.jit` asks a program for the trace of another signature than its own."""
 
+    def __str__(self) -> str:  # the general way finds the right program, so that nobody sees this
+        return "A program was asked for a signature that is not its own: a bug in statemap."
+
 
 class Program:
     """What a mapping does for one signature: one function, set of options, set of slots, and

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 import inspect
+import types
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -32,7 +33,9 @@ class _IsArray(dict[type, bool]):
 
     def __missing__(self, cls: type) -> bool:
         known = (jax.Array, jax.core.Tracer, np.ndarray, jax.ShapeDtypeStruct)
-        found = self[cls] = issubclass(cls, known)
+        found = issubclass(cls, known)
+        if found or cls.__module__ == "builtins":  # a class of the user's is not held
+            self[cls] = found
         return found
 
 
@@ -220,15 +223,24 @@ class Function:
 
     def __init__(self, fn: Callable, name: str):
         self.name = name
-        if isinstance(fn, functools.partial):
-            fn = jax.tree_util.Partial(fn.func, *fn.args, **fn.keywords)
-        self.is_frozen = _is_frozen(fn)  # whether its arrays stay the same
-        leaves, self.treedef = jax.tree.flatten(fn)
+        # Of a partial, the function is kept apart: in a treedef it would be held for good.
+        self.partial: Callable | None = None
+        tree: Any = fn
+        if isinstance(fn, functools.partial):  # `jax.tree_util.Partial` is one
+            self.partial, tree = fn.func, (fn.args, fn.keywords)
+        elif isinstance(fn, eqx.Module) and hasattr(fn, "__func__"):  # a method of a module
+            self.partial, tree = fn.__func__, ((fn.__self__,), {})  # pyright: ignore
+        self.is_frozen = _is_frozen(tree)  # whether its arrays stay the same
+        leaves, self.treedef = jax.tree.flatten(tree)
         self.statics = tuple(_marker(x) for x in leaves)
         self.arrays = [x for x, s in zip(leaves, self.statics) if isinstance(s, _Dynamic)]
 
     def rebuild(self, arrays: list[Any]) -> Callable:
-        return jax.tree.unflatten(self.treedef, _fill(self.statics, arrays))
+        fn = jax.tree.unflatten(self.treedef, _fill(self.statics, arrays))
+        if self.partial is None:
+            return fn
+        args, keywords = fn
+        return functools.partial(self.partial, *args, **keywords)
 
     def key(self, on_death: Callable[[Any], None]) -> Hashable:
         """What equal functions share. Functions are referred to weakly, so that a cache keeps
@@ -236,7 +248,28 @@ class Function:
         """
         # What a PyTreeDef is printed as tells apart static fields that are equal in Python.
         statics = tuple(by_identity(s, on_death) for s in self.statics)
-        return repr(self.treedef), self.treedef, statics
+        partial = by_identity(self.partial, on_death)
+        return partial, repr(self.treedef), self.treedef, statics
+
+    @property
+    def holds_closure(self) -> bool:
+        """Whether the structure has a closure in it, such as one in a static field: a key would
+        hold it for good.
+        """
+        return _holds_closure(self.treedef)
+
+
+def _holds_closure(tree: Any) -> bool:
+    node = tree.node_data()
+    if node is not None and _is_closure(node[1]):
+        return True
+    return any(map(_holds_closure, tree.children()))
+
+
+def _is_closure(data: Any) -> bool:
+    if isinstance(data, (tuple, list)):
+        return any(map(_is_closure, data))
+    return isinstance(data, types.FunctionType) and data.__closure__ is not None
 
 
 def _is_frozen(fn: Any) -> bool:
@@ -250,6 +283,8 @@ def _is_frozen(fn: Any) -> bool:
     leaves = jax.tree.leaves(fn, is_leaf=note)
     nodes = kinds - set(map(type, leaves))
     frozen = (eqx.Module, tuple, type(None), jax.tree_util.Partial)
+    if type(fn) is tuple and len(fn) == 2 and type(fn[1]) is dict:  # of a partial
+        return _is_frozen(fn[0]) and all(map(_is_frozen, fn[1].values()))
     return all(issubclass(kind, frozen) for kind in nodes)
 
 

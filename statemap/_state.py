@@ -44,11 +44,12 @@ class State(eqx.Module, Generic[T]):
     assert v.value.sum() == 3
     ```
 
-    The kinds only differ in what they mean to a filter: `ParamState` for what is trained,
-    `ShortTermState` for what lasts a step or a sequence, `LongTermState` for what lasts longer
-    (a running mean), `HiddenState` for a hidden layer, `BatchState` for what always has a batch
-    axis, `NonBatchState` for what never has one, `RandomState` for random keys. Make your own by
-    subclassing. (The kinds are brainstate's, see `brainstate.State`.)
+    The kinds say to a filter what a state is: `ParamState` for what is trained, `ShortTermState`
+    for what lasts a step or a sequence, and below it `HiddenState` for a hidden layer;
+    `LongTermState` for what lasts longer (a running mean), and below it `BatchState` for what
+    always has a batch axis. Two kinds differ in what mappings do with them: a `NonBatchState`
+    never has lanes, and a `RandomState`, which holds random keys, gives each lane its own. Make
+    your own by subclassing. (The kinds are brainstate's, see `brainstate.State`.)
     """
 
     data: Any
@@ -66,7 +67,8 @@ class State(eqx.Module, Generic[T]):
         """**Arguments:**
 
         - `value`: a pytree of arrays. NumPy arrays, and Python and NumPy scalars, become JAX
-            arrays.
+            arrays. Its containers are made anew here and wherever a value comes or goes, so that
+            nobody changes a state by changing a dictionary.
         - `name`: a second way to look the state up in a context, unique there.
         - `tag`: a label for filters; see [`statemap.WithTag`][].
 

@@ -119,8 +119,9 @@ def vmap2(
     - `chunk_size`: maps that many lanes at a time, one chunk after the other, so that memory for
         intermediate values follows it and not the number of lanes. The results are the same.
         Under an outer `grad` it takes `jax.checkpoint` around the function to save much.
-        Collectives over the lanes are refused. Where chunks do not come out even, some lanes run
-            twice and their effects, such as `jax.debug.print`, are seen twice.
+        Collectives over the lanes are refused, `axis_index` included. Where chunks do not come
+        out even, some lanes run twice and their effects, such as `jax.debug.print`, are seen
+        twice.
 
     **Returns:**
 
@@ -130,7 +131,9 @@ def vmap2(
 
     When called: `ValueError` if lane counts differ or can't be told, or an axis is out of range;
     [`statemap.BatchAxisError`][] if a state lacks its axis, or lanes differ where one value is
-    needed; `TypeError` if the function returns anything but a pair.
+    needed, or a population is looked up without its axes; `ValueError` if a lane gives a state
+    back in another shape; `TypeError` if the function returns anything but a pair. A filter that
+    names something and matches no state is a warning.
     """
     if fn is None:
         options = dict(locals())
