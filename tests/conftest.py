@@ -13,6 +13,7 @@ from hypothesis import settings
 
 # Each example compiles a program, so examples are few and slow ones are no failure.
 settings.register_profile("default", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=400, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

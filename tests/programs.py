@@ -7,6 +7,7 @@ results together by the table of axes. Which values depend on the lane it knows 
 program, not by looking at tracers.
 """
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 import statemap as sm
@@ -52,7 +54,7 @@ class Program:
             elif op == "arg":
                 acc = acc + jnp.sum(args[i % len(args)])
             elif op == "draw":
-                x, states = sm.random.normal(states, f"r{i % len(self.streams)}")
+                x, states = sm.random.uniform(states, f"r{i % len(self.streams)}")
                 acc = acc + x
             elif op == "read":
                 acc = acc + jnp.sum(jnp.sin(states[name]))
@@ -111,19 +113,18 @@ class Program:
 
     def inputs(self) -> tuple[sm.States, list[jax.Array]]:
         keys = iter(jr.split(jr.key(self.seed), 32))
+        numbers = np.random.default_rng(self.seed)  # JAX would compile a program for each shape
+        normal = lambda shape: jnp.asarray(numbers.normal(size=shape), jnp.float32)
         states = {}
         for s in self.slots:
             shape = s.shape
             if s.axis_in is not None:
                 shape = insert(shape, s.axis_in, self.lanes)
-            states[s.name] = s.kind(jr.normal(next(keys), shape))
+            states[s.name] = s.kind(normal(shape))
         for i, on_axis in enumerate(self.streams):
             key = next(keys)
             states[f"r{i}"] = sm.RandomState(key if on_axis is None else jr.split(key, self.lanes))
-        args = [
-            jr.normal(next(keys), (2,) if a is None else insert((2,), a, self.lanes))
-            for a in self.arg_axes
-        ]
+        args = [normal((2,) if a is None else insert((2,), a, self.lanes)) for a in self.arg_axes]
         return sm.States(states), args
 
     def loop(self, states: sm.States, args: list[jax.Array]) -> tuple[Any, sm.States] | str:
@@ -228,3 +229,21 @@ def programs(draw, policy=st.sampled_from(("raise", "ignore")), lanes=st.integer
         policy=draw(policy),
         seed=draw(st.integers(0, 2**16)),
     )
+
+
+def check(program: Program, call=lambda f, *a: f(*a), **options):
+    """Checks a call of a program's mapping against the loop; whether it was refused."""
+    states, args = program.inputs()
+    snapshot = copy.deepcopy(states)
+    expected = program.loop(states, args)
+    mapping = program.mapping(**options)
+    if isinstance(expected, str):
+        with pytest.raises(sm.BatchAxisError, match=r"The state `s\d`"):
+            call(mapping, states, *args)
+        assert states == snapshot
+        return
+    for _ in range(2):  # cold and warm
+        out, new = call(mapping, states, *args)
+        np.testing.assert_allclose(out["acc"], expected[0]["acc"], rtol=2e-5, atol=2e-5)
+        assert_states_close(new, expected[1])
+    assert states == snapshot  # the old context is still valid, and as it was
