@@ -252,27 +252,15 @@ def _no_filter(filter: AnyType) -> str:
     )
 
 
-def names_state(predicate: Predicate, path: Path, kind: type[State], name: str | None) -> bool:
+def names_state(predicate: Predicate, path: Path, state: State) -> bool:
     """Whether a predicate that matches a `NonBatchState` means it by type, name or handle."""
     if isinstance(predicate, OfType):
         return issubclass(predicate.type, NonBatchState)
     if isinstance(predicate, PathContains):
-        return predicate.key in (path[-1], name)
+        return predicate.key in (path[-1], state.name)
     if isinstance(predicate, (Any, All)):
-        state = _blank(kind, name)
-        return any(
-            names_state(p, path, kind, name)
-            for p in predicate.predicates
-            if isinstance(p, (Any, All)) or isinstance(p, _FILTERS) and p(path, state)
-        )
+        return any(p(path, state) and names_state(p, path, state) for p in predicate.predicates)
     return isinstance(predicate, (IsState, InPaths))
-
-
-def _blank(kind: type[State], name: str | None) -> State:
-    state = object.__new__(kind)
-    for field, value in (("data", None), ("name", name), ("tag", None), ("handle", None)):
-        object.__setattr__(state, field, value)
-    return state
 
 
 def is_definite(predicate: Predicate) -> bool:

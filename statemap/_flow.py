@@ -7,7 +7,27 @@ Both look into `jit`, `checkpoint`, loops, branches and custom rules, however de
 from collections.abc import Sequence
 from typing import Any
 
-from ._jax import Inside, inside, is_variable, Loop
+from ._jax import inside, Inside, is_variable, Loop, with_equations
+
+
+def forwarded(jaxpr: Any) -> Any:
+    """A jaxpr in which nothing takes the way through an equation that merely passes it on."""
+    flow, origin, eqns = Flow(jaxpr), {}, []
+
+    def source(atom: Any) -> Any:
+        return origin.get(atom, atom) if is_variable(atom) else atom
+
+    for eqn in jaxpr.eqns:
+        invars = [source(atom) for atom in eqn.invars]
+        if any(new is not old for new, old in zip(invars, eqn.invars)):
+            eqn = eqn.replace(invars=invars)
+        eqns.append(eqn)
+        for var, k in zip(eqn.outvars, flow.of_equation(eqn)):
+            if k is not None:
+                origin[var] = invars[k]
+    if not origin:
+        return jaxpr
+    return with_equations(jaxpr, eqns, [source(atom) for atom in jaxpr.outvars])
 
 
 class Flow:
@@ -17,7 +37,7 @@ class Flow:
 
     def __init__(self, jaxpr: Any):
         self.jaxpr = jaxpr
-        self._origins: dict[int, list[int | None]] = {}
+        self._found: dict[int, list[int | None]] = {}
         self._jaxprs: list[Any] = []  # kept, so that no id is used again
 
     def passed_on(self) -> list[int | None]:
@@ -25,11 +45,11 @@ class Flow:
         return self._passed_on(self.jaxpr)
 
     def _passed_on(self, jaxpr: Any) -> list[int | None]:
-        found = self._origins.get(id(jaxpr))
+        found = self._found.get(id(jaxpr))
         if found is None:
             origin: dict[Any, Any] = {}
             for eqn in jaxpr.eqns:
-                for var, k in zip(eqn.outvars, self._of_equation(eqn)):
+                for var, k in zip(eqn.outvars, self.of_equation(eqn)):
                     if k is not None and is_variable(eqn.invars[k]):
                         origin[var] = origin.get(eqn.invars[k], eqn.invars[k])
             place = {var: k for k, var in enumerate(jaxpr.invars)}
@@ -37,25 +57,25 @@ class Flow:
                 place.get(origin.get(var, var)) if is_variable(var) else None
                 for var in jaxpr.outvars
             ]
-            self._origins[id(jaxpr)] = found
+            self._found[id(jaxpr)] = found
             self._jaxprs.append(jaxpr)
         return found
 
-    def _of_equation(self, eqn: Any) -> list[int | None]:
-        """For each output of an equation the position of the input that it is."""
-        nothing: list[int | None] = [None] * len(eqn.outvars)
+    def of_equation(self, eqn: Any) -> list[int | None]:
+        """For each output of an equation the position of the input that it is, or None."""
+        found: list[int | None] = [None] * len(eqn.outvars)
         if eqn.primitive.name == "optimization_barrier":
             return list(range(len(eqn.invars)))
         parts = inside(eqn)
         if parts is None:
-            return nothing
+            return found
         if isinstance(parts, Loop):
             body = self._passed_on(parts.body.jaxpr)
             for i in range(parts.n_carry):
                 own = parts.n_consts + i
                 if body[i] == own:  # the carry stays what it was at the start
-                    nothing[i] = parts.body.inputs[own]
-            return nothing
+                    found[i] = parts.body.inputs[own]
+            return found
         each = [[_at(p, k) for k in self._passed_on(p.jaxpr)] for p in parts]
         return [ks[0] if len(set(ks)) == 1 else None for ks in zip(*each)]
 

@@ -7,6 +7,7 @@ were tried with jax 0.8.2, 0.10.2 and 0.12.0; `tests/test_jax.py` fails by name 
 - `dce_jaxpr`, `eval_jaxpr`, `make_jaxpr(axis_env=)`: a program without what is not wanted, run
     equation by equation, and traced with names of axes bound.
 - `ShapedArray.update`, `NamedSharding.update`: the type of an array with another shape.
+- `Jaxpr.replace`, `JaxprEqn.replace`: a program without what is merely passed on.
 - `Inline` (0.12): `inline=True` comes to mean less there.
 - `make_user_context` (0.8): a part of the key of JAX's caches.
 - parameters of the primitives of control flow, for `passed_on` and `inside`.
@@ -282,6 +283,11 @@ def inside(eqn: Any) -> Loop | list[Inside] | None:
 
 def _open(jaxpr: Any) -> Any:
     return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def with_equations(jaxpr: Any, eqns: Sequence[Any], outvars: Sequence[Any]) -> Any:
+    """A jaxpr with other equations and outputs."""
+    return jaxpr.replace(eqns=list(eqns), outvars=list(outvars))
 
 
 def is_variable(atom: Any) -> bool:

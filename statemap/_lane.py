@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ._chunks import in_chunks
 from ._errors import BatchAxisError
-from ._flow import Flow
+from ._flow import Flow, forwarded
 from ._jax import dce_jaxpr, eval_jaxpr, lay_lanes, make_jaxpr
 
 
@@ -48,7 +48,7 @@ class Lane:
         except (BatchAxisError, NameError) as error:
             _explain(error, name, axis_name, lanes)
             raise
-        return Lane(closed.jaxpr, list(closed.consts), list(avals))
+        return Lane(forwarded(closed.jaxpr), list(closed.consts), list(avals))
 
     @property
     def holds_tracer(self) -> bool:
@@ -113,11 +113,25 @@ class Lane:
             mapped, in_axes = [lay_lanes(jnp.arange(lanes), lanes_sharding)], [0]
         mapped_fn = mapping(one, in_axes=(in_axes,), out_axes=(0, None), axis_size=lanes)
         many, alike = mapped_fn(mapped)
+        self._check(stacked, many, (lanes,))
+        self._check(shared, alike, ())
         if chunk_size is not None:
             many = [lay_lanes(x, lanes_sharding) for x in many]
         found = dict(zip(stacked, many)) | dict(zip(shared, alike))
         # A literal of the program is no array yet.
         return [jnp.asarray(found[k]) for k in range(len(found))]
+
+    def _check(self, outputs: Sequence[int], found: Sequence[Any], lanes: tuple[int, ...]) -> None:
+        """Refuses what a `mapping_fn` gives back if it is not of the shape that it was told."""
+        for k, x in zip(outputs, found):
+            expected = (*lanes, *self.jaxpr.outvars[k].aval.shape)
+            if jnp.shape(x) != expected:
+                raise ValueError(
+                    f"The `mapping_fn` gave back an array of shape {jnp.shape(x)}, where "
+                    f"{expected} was expected. It maps as `jax.vmap` does, and keeps to the "
+                    "`out_axes` that it is given, a pair of 0 and None: what is under None comes "
+                    "back as it is in one lane."
+                )
 
     def differ(
         self,

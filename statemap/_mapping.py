@@ -182,8 +182,9 @@ class StatefulMapping(Generic[P, R]):
         if chosen is not None and program.devices is not None:
             return out, make_states(slots, as_overlay(values, chosen))  # pyright: ignore
         values = tuple(values)
-        if program.moved_paths and not is_base_trace():  # a lane of a mapping around, perhaps
-            values = with_moved(values, moved_of(call.values) | program.moved_paths)
+        if not is_base_trace():  # a lane of a mapping around, perhaps
+            before = moved_of(container._values) if type(container) is States else frozenset()
+            values = with_moved(values, before | program.moved_paths)
         return out, frame.fill(slots, values, extra)  # pyright: ignore
 
     def _run(self, *parts: Any) -> tuple[Any, Program, tuple[Any, ...]]:

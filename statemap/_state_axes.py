@@ -19,7 +19,7 @@ from ._filters import (
     to_predicate,
     wanted,
 )
-from ._slots import Slot, Slots
+from ._slots import Slots
 from ._state import NonBatchState
 from ._values import dotted
 
@@ -87,7 +87,7 @@ class StateAxes:
         found: list[Listed | None] = [None] * len(slots.entries)
         for entry, matches in zip(self.entries, self._matches(slots, values)):
             for i, match in enumerate(matches):
-                if match and found[i] is None and self._applies(entry, slots.entries[i]):
+                if match and found[i] is None and self._applies(entry, slots, i):
                     found[i] = entry
         return found
 
@@ -102,7 +102,7 @@ class StateAxes:
         out: list[Axis] = []
         for i, slot in enumerate(slots.entries):
             entries = [e for e, match in zip(self.entries, matches) if match[i]]
-            found = [e for e in entries if self._applies(e, slot)]
+            found = [e for e in entries if self._applies(e, slots, i)]
             explicit = [e.axis for e in found if not isinstance(e.predicate, Everything)]
             if len(set(explicit)) > 1:
                 raise ValueError(
@@ -138,11 +138,12 @@ class StateAxes:
         states = slots.states(values) if self.entries else []
         return [slots.matching(e.predicate, states, self.parameter) for e in self.entries]
 
-    def _applies(self, entry: Listed, slot: Slot) -> bool:
+    def _applies(self, entry: Listed, slots: Slots, i: int) -> bool:
         """Whether an entry that matches a slot is meant for it."""
+        slot = slots.entries[i]
         if entry.axis is None or not issubclass(slot.kind, NonBatchState):
             return True
-        if names_state(entry.predicate, slot.path, slot.kind, slot.name):
+        if names_state(entry.predicate, slot.path, slots.specs[i]):
             raise ValueError(
                 f"`{self.parameter}` gives the state `{dotted(slot.path)}` the axis "
                 f"{entry.axis}, and a {slot.kind.__name__} never has lanes: all of them share its "
