@@ -207,10 +207,8 @@ def test_over_devices(name):
     assert [row.path for row in mapped.plan(states, jnp.ones(8)) if row.written] == ["v"]
     for _ in range(2):
         _, new = mapped(states, jnp.ones(8))
-        for path in (("r",), ("q",), ("idle",), ("shared",)):
-            same = [a is b for a, b in zip(arrays_of(new)[path], arrays_of(states)[path])]
-            assert all(same), path
-        assert new["w"] == 2.0  # is read, so that it lies on the devices now
+        assert states.set("v", new["v"]) == new  # to the bit; what goes in lies on the devices
+        assert new["shared"]["a"] is states["shared"]["a"]
 
 
 @pytest.mark.parametrize("around", ["scan", "while", "fori_dynamic", "cond_lane", "jit_scan_jit"])
