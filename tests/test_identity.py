@@ -39,7 +39,7 @@ class Typed:
         self.value = value
 
     def __eq__(self, other):
-        return self.value == other.value
+        return isinstance(other, Typed) and self.value == other.value
 
     def __hash__(self):
         return hash(self.value)
@@ -56,7 +56,7 @@ def dtypes(mappings):
 
 def test_methods_of_objects_that_compare_equal():
     a, b = Hidden(1.0, 2.0), Hidden(1.0, 3.0)
-    assert a == b and a.f == b.f
+    assert a == b and hash(a) == hash(b)
     for _ in range(2):  # cold and warm, in both orders
         for one, gain in ((a, 2.0), (b, 3.0), (a, 2.0)):
             np.testing.assert_array_equal(sm.vmap2(one.f)(EMPTY, XS)[0], gain * XS)
@@ -226,7 +226,7 @@ def test_a_bool_is_no_axis():
         sm.vmap2(f, in_axes=(True,))(EMPTY, square)
 
 
-def remade(make, times=30):
+def remade(make, times=6):
     """How many more arrays live after mappings were made anew with closures over large arrays."""
     make(jnp.zeros(1000))
     gc.collect()
