@@ -91,11 +91,22 @@ def test_an_error_in_the_function_leaves_the_context(donate):
 
     mapping, states = sm.vmap2(f, donate=donate, **ALL), fresh()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="^of the user's$"):
+        with pytest.raises(RuntimeError, match="^of the user's"):
             mapping(states, jnp.ones((3, 2)))
         assert fate(states) == "alive"
         _, new = mapping(states if not donate else fresh(), XS)
         assert new["a"].tolist() == XS.tolist()
+
+
+def entered(call):
+    """The number of such moments in a call."""
+    seen = []
+    sys.setprofile(lambda frame, event, arg: seen.append(event))
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return sum(event != "c_call" for event in seen)
 
 
 def interrupted(call, after):
@@ -121,6 +132,7 @@ def interrupted(call, after):
     return False
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("way", ["warm", "general"])
 def test_an_interrupt_at_any_moment_of_a_donated_call(way):
     mapping = sm.vmap2(accumulate, donate=True, **ALL)
@@ -132,21 +144,22 @@ def test_an_interrupt_at_any_moment_of_a_donated_call(way):
         "general": lambda s: plain(s, x=XS),
     }[way]
     call(fresh())
-    span = next(k for k in range(1, 5000) if not interrupted(lambda: call(fresh()), k))
+    states = fresh()
+    span = entered(lambda: call(states))
     moments = random.Random(0)
     fates = set()
     for _ in range(500):
         states = fresh()
-        assert interrupted(lambda: call(states), moments.randrange(1, span))
-        fates.add(fate(states))
-        if fates - {"alive", "marked"}:
-            break
-    assert fates == {"alive", "marked"}
+        fates.add((interrupted(lambda: call(states), moments.randint(1, span)), fate(states)))
+    # One that comes after the end hits nobody.
+    assert {(True, "alive"), (True, "marked")} <= fates
+    assert fates <= {(True, "alive"), (True, "marked"), (False, "marked")}
     states = fresh()
     _, new = call(states)  # as before
     assert new["a"].tolist() == XS.tolist() and fate(states) == "marked"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_in_a_first_call():
     moments = random.Random(1)
     states = fresh()
