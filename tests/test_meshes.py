@@ -115,18 +115,20 @@ class Gained(eqx.Module):
     rng: sm.RandomState
 
     def __init__(self, gain, *, key):
-        self.w = sm.ParamState(gain * jr.normal(key, (3,)))
+        self.w = sm.ParamState(gain * jr.normal(key, (4,)))
         self.rng = sm.RandomState(key)
 
 
-def test_new_states_on_an_explicit_mesh(explicit):
-    plain = jnp.arange(1.0, 9.0)
-    gain = jax.device_put(plain, NamedSharding(explicit, P("lane")))
+@pytest.mark.parametrize("spec", [P("lane"), P(None, "feature")])
+def test_new_states_on_an_explicit_mesh(explicit, spec):
+    plain = jnp.arange(1.0, 33.0).reshape(8, 4)
+    gain = jax.device_put(plain, NamedSharding(explicit, spec))
     _, states, _ = sm.vmap2_new_states(Gained, dict(gain=gain), key=0, in_axes={"gain": 0})
     _, expected, _ = sm.vmap2_new_states(Gained, dict(gain=plain), key=0, in_axes={"gain": 0})
     np.testing.assert_allclose(states["w"], expected["w"], rtol=1e-6)
     np.testing.assert_array_equal(jr.key_data(states["rng"]), jr.key_data(expected["rng"]))
-    assert states["w"].sharding.spec[0] == "lane"
+    by_hand = jax.vmap(lambda g: g * jnp.ones(4))(gain)
+    assert states["w"].sharding.spec == by_hand.sharding.spec
 
 
 def test_the_mesh_that_arrays_lie_on_is_adopted():
