@@ -213,11 +213,15 @@ def in_blocks(fn, *, in_axes, out_axes, axis_size, axis_name=None):
     return mapped
 
 
-@pytest.mark.parametrize("mapping_fn, shape", [(not_batching, r"\(4, 2\)"), (in_blocks, r"\(2, 2\)")])
+@pytest.mark.parametrize(
+    "mapping_fn, shape", [(not_batching, r"\(4, 2\)"), (in_blocks, r"\(2, 2\)")]
+)
 def test_a_mapping_function_that_gives_no_lanes_is_refused(mapping_fn, shape):
     states = sm.States(v=sm.State(jnp.zeros((4, 2))))
     mapping = sm.StatefulMapping(by_lane, state_in_axes={0: V}, mapping_fn=mapping_fn)
-    with pytest.raises(ValueError, match=f"`mapping_fn` gave the function an array of shape {shape}"):
+    with pytest.raises(
+        ValueError, match=f"`mapping_fn` gave the function an array of shape {shape}"
+    ):
         mapping(states, jnp.ones((4, 2)))
 
 

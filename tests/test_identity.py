@@ -288,7 +288,9 @@ def test_a_mutable_callable_is_taken_apart_at_each_call(runs):
         "alone": (sm.vmap2(module), EMPTY),
         "within": (sm.vmap2(jax.tree_util.Partial(lambda m, s, x: m(s, x), module)), EMPTY),
         "with a state": (
-            sm.vmap2(jax.tree_util.Partial(lambda m, s, x: m(s, s["v"]), module), state_in_axes=...),
+            sm.vmap2(
+                jax.tree_util.Partial(lambda m, s, x: m(s, s["v"]), module), state_in_axes=...
+            ),
             states,
         ),
     }

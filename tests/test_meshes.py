@@ -31,7 +31,9 @@ def constraints(jaxpr):
     for eqn in jaxpr.eqns:
         if "sharding_constraint" in eqn.primitive.name:
             found.append(eqn.params["sharding"].spec)
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
+        ):
             inner = getattr(inner, "jaxpr", inner)
             found += constraints(inner) if hasattr(inner, "eqns") else []
     return found
@@ -178,7 +180,9 @@ def test_the_size_of_the_axis_is_known_in_chunks_and_the_index_is_not():
     named = lambda s, x: (x * jax.lax.axis_size("i"), s)
     out, _ = sm.vmap2(named, axis_name="i", chunk_size=3)(sm.States(), XS)
     np.testing.assert_array_equal(out, 8 * XS)
-    index = sm.vmap2(lambda s, x: (x + jax.lax.axis_index("i").astype(float), s), axis_name="i", chunk_size=3)
+    index = sm.vmap2(
+        lambda s, x: (x + jax.lax.axis_index("i").astype(float), s), axis_name="i", chunk_size=3
+    )
     with pytest.raises(ValueError, match="uses a collective over 'i'.* 3 of 8 lanes are there"):
         index(sm.States(), XS)
     looped = lambda s, x: (jax.lax.fori_loop(0, 2, lambda i, y: jax.lax.psum(y, "i"), x), s)

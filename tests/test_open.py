@@ -14,8 +14,6 @@ def one_by_one(fn, *, in_axes, out_axes, axis_size, axis_name=None):
 
 def test_a_mapping_function_that_stacks_what_lanes_share_is_refused():
     states = sm.States(v=sm.State(jnp.zeros(2)))
-    mapping = sm.StatefulMapping(
-        lambda s, x: (x, s.set("v", s["v"] + 1)), mapping_fn=one_by_one
-    )
+    mapping = sm.StatefulMapping(lambda s, x: (x, s.set("v", s["v"] + 1)), mapping_fn=one_by_one)
     with pytest.raises(ValueError, match="`mapping_fn`"):
         mapping(states, jnp.arange(3.0))
