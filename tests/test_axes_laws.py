@@ -194,8 +194,8 @@ def test_a_state_that_never_has_lanes():
         with pytest.raises(ValueError, match="`n` the axis 0, and a NonBatchState never has lanes"):
             sm.vmap2(f, state_in_axes={0: meant})(states, XS)
     for policy in ("raise", "ignore"):
-        mapping = sm.vmap2(lambda s, x: (x, s.set("n", s["n"] + x)),
-                           state_out_axes={0: ...}, unexpected_out_state_mapping=policy)  # fmt: skip
+        options = {"state_out_axes": {0: ...}, "unexpected_out_state_mapping": policy}
+        mapping = sm.vmap2(lambda s, x: (x, s.set("n", s["n"] + x)), **options)
         with pytest.raises(sm.BatchAxisError, match="`n` is a NonBatchState, .* share one value"):
             mapping(states, XS)
 
