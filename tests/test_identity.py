@@ -190,7 +190,6 @@ def test_slots_whose_static_fields_python_has_equal(marks):
             ((_, given),) = context
             assert repr(state.mark) == repr(given.mark)
     assert seen == [repr(m) for m in marks]
-    # Nor does `jax.jit` take one for the other.
     jitted = jax.jit(lambda s: f(s, 0.0)[1])
     for context in contexts:
         jitted(context)
@@ -215,7 +214,6 @@ def test_a_bool_is_no_axis():
         sm.vmap2(f, out_axes=True)(EMPTY, jnp.ones((3, 3)))
     with pytest.raises(TypeError, match="True is no axis"):
         sm.vmap2(f, state_in_axes={True: ...})
-    # After a call with the axis that is equal to it
     square = jnp.arange(9.0).reshape(3, 3)
     assert sm.vmap2(f, in_axes=(1,))(EMPTY, square)[0].tolist() == square.T.tolist()
     with pytest.raises(TypeError, match="`in_axes` holds True"):
