@@ -125,7 +125,8 @@ class StatefulMapping:
         self._late: dict[State, None] = {}  # cells that only running the function shows
         self._by_lane: dict[State, int] = {}  # by the policy "auto", with the number of lanes
         self._reads_first: set[State] = set()
-        core = self._core(fun, {}, {})  # so that what is wrong with an option shows now
+        # So that what is wrong with an option shows now.
+        core = self._core(_lane_of(fun, set(), {}), {}, {})
         self.name = core.__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
