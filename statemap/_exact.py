@@ -27,12 +27,14 @@ class Identity:
 
     __slots__ = ("hash", "ref")
 
-    def __init__(self, value: Any, on_death: Callable[[Any], None] | None = None):
+    def __init__(
+        self, value: Any, on_death: Callable[[Any], None] | None = None, weak: bool = True
+    ):
         """**Raises:**
 
         `TypeError` if the object can't be referred to weakly.
         """
-        self.ref = weakref.ref(value, on_death)
+        self.ref = weakref.ref(value, on_death) if weak else lambda: value
         self.hash = id(value)
 
     def __eq__(self, other: object) -> bool:
@@ -71,17 +73,4 @@ def _reference(value: Any, on_death: Callable[[Any], None] | None) -> Hashable:
     try:
         return Identity(value, on_death)
     except TypeError:  # a built-in function, say, which lives as long as Python
-        return _Held(value)
-
-
-class _Held:
-    """The same for what can't be referred to weakly."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
+        return Identity(value, on_death, weak=False)

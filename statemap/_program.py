@@ -24,9 +24,9 @@ from ._jax import (
 from ._lane import Lane
 from ._options import Options
 from ._overlay import Chosen
-from ._rows import asks, place, Result, Row
+from ._rows import asks, place, Row
 from ._run import located, Run
-from ._signature import Fixed, Function, Inputs
+from ._signature import Function, Inputs, Static
 from ._slots import Slots
 from ._state import NonBatchState, RandomState
 from ._streams import split_lanes
@@ -110,7 +110,7 @@ class Program:
             if back or row.result == "stacked" and row.axis_in != row.axis_out
             or row.result == "shared" and row.axis_in != "shared"
         )  # fmt: skip
-        self.has_static = any(not o.is_array for o in self.outputs)
+        self.has_static = any(isinstance(o, Static) for o in self.outputs)
         self.special = self.has_static or bool(self.unexpected)  # more is to be done
 
         this = weakref.ref(self)  # Python does not find cycles that go through `jax.jit`
@@ -133,7 +133,8 @@ class Program:
         lane: Lane,
     ) -> None:
         """What becomes of each state; and the lane's program of what comes out alone."""
-        n_out, starts = sum(o.is_array for o in self.outputs), run.starts
+        arrays_out = [o for o in self.outputs if not isinstance(o, Static)]
+        n_out, starts = len(arrays_out), run.starts
         flow = lane.flow()
         origins = flow.passed_on()
         written, states_out = [], []
@@ -153,8 +154,7 @@ class Program:
             for i in range(len(slots.entries))
             if asks(run.axes_in[i], run.goes[i], written[i], alone[i])
         }
-        arrays_out = [o for o in self.outputs if o.is_array]
-        shared_out = [k for k, o in enumerate(arrays_out) if o.axis is None]
+        shared_out = [k for k, (_, axis) in enumerate(arrays_out) if axis is None]
         differ = lane.differ(
             sorted([*shared_out, *(k for ks in asked.values() for k in ks)]),
             self.mapping,
@@ -165,69 +165,54 @@ class Program:
         )
         for k in shared_out:
             if k in differ:
-                where = located(arrays_out[k].path)
+                where = located(arrays_out[k][0])
                 raise ValueError(
                     f"The output{where} differs between lanes, and `out_axes` gives it None, "
                     "which is for a value that all lanes share. Give it an axis, or reduce it "
                     "over the lanes (`jax.lax.pmean(value, axis_name)`)."
                 )
-        rows, unexpected = [], []
+        rows: list[Row] = []
         for i, slot in enumerate(slots.entries):
-            path, axis_in = dotted(slot.path), run.axes_in[i]
-            is_random = issubclass(slot.kind, RandomState)
-            used = written[i] or read[i]
+            is_random, used = issubclass(slot.kind, RandomState), written[i] or read[i]
+            row = Row(
+                path=dotted(slot.path),
+                kind=slot.kind.__name__,
+                shape=_shapes(run.leaves[i]),
+                read=read[i],
+                written=used if run.axes_in[i] == "split" else written[i],
+                axis_in=run.axes_in[i],
+                axis_out=run.axes_in[i],
+                why="",
+                drawn=is_random and used,
+            )
+            differs = any(k in differ for k in asked.get(i, ()))
             try:
-                result = place(
-                    path,
-                    axis_in,
-                    run.goes[i],
-                    used if axis_in == "split" else written[i],
-                    any(k in differ for k in asked.get(i, ())),
-                    options.policy,
-                    alone[i],
-                )
+                row = place(row, run.goes[i], differs, options.policy, alone[i])
             except BatchAxisError as error:
                 error.add_note(
                     f"(In the mapping of `{run.function.name}` over {self.lanes} lanes.)"
                 )
                 raise
-            self._refuse_axis(slots, i, result, lane, states_out[i])
-            if result.unexpected:
-                unexpected.append(path)
-            rows.append(
-                Row(
-                    path=path,
-                    kind=slot.kind.__name__,
-                    shape=_shapes(run.leaves[i]),
-                    read=read[i],
-                    written=result.result != "kept",
-                    axis_in=axis_in,
-                    axis_out=result.axis_out,
-                    why=result.why,
-                    drawn=is_random and used,
-                    result=result.result,
-                )
-            )
+            self._refuse_axis(slots, i, row, lane, states_out[i])
+            rows.append(row)
         self.rows = tuple(rows)
-        self.unexpected = tuple(unexpected)
+        self.unexpected = tuple(row.path for row in rows if row.unexpected)
         wanted = [True] * n_out
         for row, n in zip(self.rows, run.counts):
             wanted += [row.result in ("shared", "stacked")] * n
         self._lane, self._used = lane.pruned(wanted)
 
-    def _refuse_axis(
-        self, slots: Slots, i: int, result: Result, lane: Lane, outs: list[int]
-    ) -> None:
+    def _refuse_axis(self, slots: Slots, i: int, row: Row, lane: Lane, outs: list[int]) -> None:
         slot = slots.entries[i]
-        if result.result != "stacked":
+        if row.result != "stacked":
             return
         for k in outs:
             shape = lane.jaxpr.outvars[k].aval.shape
             ndim = len(shape) - slot.kind.trailing_axes
-            if normalise(result.axis_out, ndim + 1) is None:  # pyright: ignore
+            if normalise(row.axis_out, ndim + 1) is None:  # pyright: ignore
                 raise BatchAxisError(
                     f"The state `{dotted(slot.path)}` has shape {shape[:ndim]} in a lane, and "
-                    f"can't have the lanes on axis {result.axis_out}, as `state_out_axes` says."
+                    f"can't have the lanes on axis {row.axis_out}, as `state_out_axes` says."
                 )
 
     def _refuse_effects(self, options: Options) -> None:
@@ -338,7 +323,7 @@ class Program:
 
     def _stacked(self) -> list[int]:
         """The outputs of the lane's program that differ between lanes."""
-        differs = [o.axis is not None for o in self.outputs if o.is_array]
+        differs = [o[1] is not None for o in self.outputs if not isinstance(o, Static)]
         for row, n in zip(self.rows, self._counts):
             if row.result in ("shared", "stacked"):
                 differs += [row.result == "stacked"] * n
@@ -347,10 +332,10 @@ class Program:
     def _output(self, results: Any) -> Any:
         leaves = []
         for output in self.outputs:
-            if output.is_array:
-                leaves.append(self._put(next(results), output.axis, 0))
+            if isinstance(output, Static):
+                leaves.append(output)
             else:
-                leaves.append(Fixed(output.static))
+                leaves.append(self._put(next(results), output[1], 0))
         return jax.tree.unflatten(self._out_treedef, leaves)
 
     def _new_values(self, results: Any, moved_on: dict[int, jax.Array]) -> tuple[Any, ...]:

@@ -26,15 +26,17 @@ class Row(NamedTuple):
     why: str
     drawn: bool = False
     result: str = "kept"
-
-
-class Result(NamedTuple):
-    """Where a state's value goes: the last columns of its row."""
-
-    result: str
-    axis_out: int | str
-    why: str
     unexpected: bool = False  # the policy placed it
+
+    def to(self, result: str, axis_out: int | str, why: str, unexpected: bool = False) -> "Row":
+        """The row with what becomes of the value."""
+        return self._replace(
+            result=result,
+            written=result != "kept",
+            axis_out=axis_out,
+            why=why,
+            unexpected=unexpected,
+        )
 
 
 def asks(axis_in: int | str, goes: Listed | None, written: bool, is_alone: bool) -> bool:
@@ -53,39 +55,31 @@ def asks(axis_in: int | str, goes: Listed | None, written: bool, is_alone: bool)
     return goes.axis is None and (written or isinstance(axis_in, int))
 
 
-def place(
-    path: str,
-    axis_in: int | str,
-    goes: Listed | None,
-    written: bool,
-    differs: bool,
-    policy: str,
-    is_alone: bool,
-) -> Result:
-    """Where a state's value goes.
+def place(row: Row, goes: Listed | None, differs: bool, policy: str, is_alone: bool) -> Row:
+    """The row of a state, with where its value goes.
 
     **Arguments:**
 
-    - `written`: whether the function replaced the value; for a split random state, whether the
-        function used it.
+    - `row`: what is known of it: `written` tells whether the function replaced the value, or if
+        it is a split random state whether the function used it.
+    - `goes`: as for `asks`.
     - `differs`: whether the value depends on the lane, as seen from this map.
     - `is_alone`: whether the state never has lanes.
-
-    The others are those of `asks`.
 
     **Raises:**
 
     `BatchAxisError` where lanes differ and one shared value is asked for.
     """
+    path, axis_in, written = row.path, row.axis_in, row.written
     if axis_in == "split":
         if not written:
-            return Result("kept", "shared", "shared, not used")
+            return row.to("kept", "shared", "shared, not used")
         if goes is None or goes.axis is None:
             why = "a key for each lane; the state itself moves on once"
-            return Result("moved on", "shared", why)
-        return Result("stacked", goes.axis, _listed(goes))
+            return row.to("moved on", "shared", why)
+        return row.to("stacked", goes.axis, _listed(goes))
     if axis_in == "shared" and not written:
-        return Result("kept", "shared", "shared, not written")
+        return row.to("kept", "shared", "shared, not written")
     if is_alone and differs:
         raise BatchAxisError(
             f"The state `{path}` is a NonBatchState, of which all lanes share one value, and the "
@@ -102,17 +96,17 @@ def place(
                 "(`jax.lax.pmean(value, axis_name)`), or give it an axis: "
                 "`state_out_axes={0: ...}`."
             )
-        return Result("shared", "shared", "the same in every lane, out axis None")
+        return row.to("shared", "shared", "the same in every lane, out axis None")
     if goes is not None and goes.axis is not None and not is_alone:
         if not written and axis_in == goes.axis:
-            return Result("kept", axis_in, "mapped, not written")
-        return Result("stacked", goes.axis, _listed(goes))
+            return row.to("kept", axis_in, "mapped, not written")
+        return row.to("stacked", goes.axis, _listed(goes))
     if axis_in != "shared":
         if not written:
-            return Result("kept", axis_in, "mapped, not written")
-        return Result("stacked", axis_in, "written, stays on the axis it came in")
+            return row.to("kept", axis_in, "mapped, not written")
+        return row.to("stacked", axis_in, "written, stays on the axis it came in")
     if not differs:
-        return Result("shared", "shared", "written alike in every lane")
+        return row.to("shared", "shared", "written alike in every lane")
     if policy == "raise":
         raise BatchAxisError(
             f"The state `{path}` is shared by all lanes, and the function writes a value to it "
@@ -124,7 +118,7 @@ def place(
             "  - let such writes go to axis 0: `unexpected_out_state_mapping='ignore'`, or "
             "'warn'."
         )
-    return Result("stacked", 0, f"lanes differ, policy {policy!r}", unexpected=True)
+    return row.to("stacked", 0, f"lanes differ, policy {policy!r}", unexpected=True)
 
 
 def _listed(goes: Listed) -> str:

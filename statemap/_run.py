@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,20 +23,11 @@ from ._devices import Devices
 from ._jax import with_lanes, without_axis
 from ._options import Options
 from ._overlay import Watched
-from ._signature import Function, Inputs, unwrap
+from ._signature import Function, Inputs, Static, unwrap
 from ._slots import Slots
 from ._state import RandomState
 from ._state_axes import Axis
 from ._values import dotted, fit
-
-
-class Output(NamedTuple):
-    """A leaf of the function's output: an array with the axis of its lanes, or something static."""
-
-    path: tuple
-    axis: Axis
-    static: Any = None
-    is_array: bool = True
 
 
 class Run:
@@ -47,7 +38,8 @@ class Run:
     lanes: int
     axes: list[Axis]  # of each array that goes in
     axes_in: list[int | str]  # of each state, as its row has it
-    outputs: list[Output]  # noted by the run
+    # Of each leaf of the output, noted by the run: its path and the axis of its lanes, or `Static`.
+    outputs: list[tuple[tuple, Axis] | Static]
     out_treedef: Any
     moved: list[bool]  # of each state, whether a mapping in the lane has moved it
 
@@ -161,14 +153,14 @@ class Run:
         self.outputs = []
         for (path, _), leaf, axis in zip(with_path, leaves, axes):
             if not eqx.is_array(leaf):
-                self.outputs.append(Output(path, None, leaf, is_array=False))
+                self.outputs.append(Static(leaf))
                 continue
             if axis is not None and normalise(axis, leaf.ndim + 1) is None:
                 raise ValueError(
                     f"The output{located(path)} has shape {leaf.shape} in a lane, and can't have "
                     f"the lanes on axis {axis}, as `out_axes` says."
                 )
-            self.outputs.append(Output(path, axis))
+            self.outputs.append((path, axis))
         return [x for x in leaves if eqx.is_array(x)]
 
     def _sort_states(self, before: Sequence[Any], after: Sequence[Any], moved: Any) -> list[Any]:

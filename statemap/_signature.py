@@ -2,7 +2,6 @@
 keys what is compiled.
 """
 
-import dataclasses
 import enum
 import functools
 import inspect
@@ -44,24 +43,31 @@ _is_array_type = _IsArray()
 
 @jax.tree_util.register_static
 class Static:
-    """An argument that `static_argnums` or `static_argnames` names."""
+    """Something that is no array, on its way through `jax.jit`: an argument that `static_argnums`
+    or `static_argnames` names, or a leaf of an output.
+    """
 
     def __init__(self, value: Any):
         self.value = value
         self.key = exact(value)
-        try:
-            self.hash = hash(self.key)  # a PyTreeDef does not hash what is static in it
-        except TypeError:
-            raise TypeError(
-                f"The static argument {value!r} of type `{type(value).__name__}` is not hashable, "
-                "which what is compiled in must be."
-            ) from None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Static) and self.key == other.key
 
     def __hash__(self) -> int:
-        return self.hash
+        return hash(self.key)
+
+
+def _static_argument(value: Any) -> Static:
+    static = Static(value)
+    try:
+        hash(static)  # a PyTreeDef does not hash what is static in it
+    except TypeError:
+        raise TypeError(
+            f"The static argument {value!r} of type `{type(value).__name__}` is not hashable, "
+            "which what is compiled in must be."
+        ) from None
+    return static
 
 
 def static_arguments(
@@ -101,8 +107,8 @@ def mark_static(
     args: tuple, kwargs: dict[str, Any], nums: frozenset[int], names: frozenset[str]
 ) -> tuple[tuple, dict[str, Any]]:
     """The arguments with `Static` nodes in the place of those that are static."""
-    args = tuple(Static(a) if i in nums else a for i, a in enumerate(args))
-    return args, {k: Static(v) if k in names else v for k, v in kwargs.items()}
+    args = tuple(_static_argument(a) if i in nums else a for i, a in enumerate(args))
+    return args, {k: _static_argument(v) if k in names else v for k, v in kwargs.items()}
 
 
 def split_leaves(
@@ -288,20 +294,12 @@ def _is_frozen(fn: Any) -> bool:
     return all(issubclass(kind, frozen) for kind in nodes)
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Fixed:
-    """An output that is no array, on its way through `jax.jit`."""
-
-    value: Any
-
-
 def unfix(out: Any) -> Any:
     """An output with the leaves that are no arrays in it."""
     return jax.tree.map(
-        lambda x: x.value if isinstance(x, Fixed) else x,
+        lambda x: x.value if isinstance(x, Static) else x,
         out,
-        is_leaf=lambda x: isinstance(x, Fixed),
+        is_leaf=lambda x: isinstance(x, Static),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ..._signature import Fixed
+from ..._signature import Static
 from .. import environ
 from .._cells import State
 from .._discover import Discovery
@@ -123,7 +123,7 @@ class Jitted(Variant):
 
     def _run(
         self, values: Any, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[Any, list[Any], Fixed]:
+    ) -> tuple[Any, list[Any], Static]:
         """What `jax.jit` compiles."""
         cells, program = self._pending.cells, self._pending.program
         if program is not None:
@@ -140,4 +140,4 @@ class Jitted(Variant):
             self.seen.update(settings)
             written = frame.written
         indices = tuple(cells.index(cell) for cell in written)
-        return out, new, Fixed(indices)
+        return out, new, Static(indices)
