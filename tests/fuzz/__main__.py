@@ -22,6 +22,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 
 from .generate import generate, WAYS
+from .programs import Program
+from .shrink import shrink
 from .ways import Check
 
 
@@ -30,6 +32,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("n", type=int, nargs="?", default=1000, help="how many programs")
     parser.add_argument("--seed", type=int, help="of the first program; by default a random one")
     parser.add_argument("--only", type=int, metavar="SEED", help="one program again, shown")
+    parser.add_argument("--shrink", action="store_true", help="with --only, a smaller one, too")
     parser.add_argument("--way", choices=WAYS, help="only this around the mapping")
     parser.add_argument(
         "--compiled",
@@ -47,6 +50,14 @@ def progress(n: int):
         return tqdm(range(n), mininterval=2, disable=None)
     except ImportError:
         return range(n)
+
+
+def failure(program: Program) -> str | None:
+    """What is wrong with it, without what differs between programs."""
+    try:
+        Check(program).run()
+    except Exception as error:
+        return f"{type(error).__name__} {str(error)[:40]}"
 
 
 def main() -> int:
@@ -73,6 +84,9 @@ def main() -> int:
             print(f"\nseed {seed} ({program.way}): {line}\n  --only {seed} {again}", flush=True)
             if given.only is not None:
                 traceback.print_exc()
+            if given.shrink:
+                wrong = failure(program)
+                print(shrink(program, lambda p: failure(p) == wrong))
         if k % 500 == 499:  # what is compiled takes memory
             jax.clear_caches()
             if not sys.stderr.isatty():

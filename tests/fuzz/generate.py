@@ -5,7 +5,7 @@ from typing import Any
 
 import statemap as sm
 
-from .loop import Analysis, assign, Refused
+from .loop import Analysis, assign, Refused, Unclear
 from .programs import Entries, Filter, Map, Op, Program, Slot
 
 
@@ -49,6 +49,8 @@ def generate(seed: int, compiled: float, ways: dict[str, float] = WAYS) -> Progr
         program = _Maker(rng, ways).program(seed, compiled)
         try:
             Analysis(program)
+        except Unclear:
+            continue
         except Refused:
             if rng.random() < 0.9:
                 continue

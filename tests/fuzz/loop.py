@@ -29,6 +29,13 @@ class Refused(Exception):
         self.kind = kind
 
 
+class Unclear(Refused):
+    """A program on which the engine and the contract are known to disagree: see `FINDINGS.md`."""
+
+    def __init__(self, about: str):
+        super().__init__(Exception, about)
+
+
 def matches(f: Filter, slot: Slot) -> bool:
     name, *rest = f
     if name in ("type", "of"):
@@ -56,8 +63,16 @@ def means(f: Filter, slot: Slot) -> bool:
     if name == "path":
         return rest[0] == slot.path[-1]
     if name in ("any", "list", "all"):
-        return any(means(g, slot) for g in rest if matches(g, slot))
+        mine = any(means(g, slot) for g in rest if matches(g, slot))
+        if not mine and any(names(g, slot) for g in rest):
+            raise Unclear("a filter names a NonBatchState in a part that does not match it")
+        return mine
     return False
+
+
+def names(f: Filter, slot: Slot) -> bool:
+    parts = f[1:] if f[0] in ("any", "list", "all") else ()
+    return any(names(g, slot) for g in parts) or not parts and matches(f, slot) and means(f, slot)
 
 
 def assign(entries: Entries, slots: tuple[Slot, ...]) -> list[tuple[int | None] | None]:
@@ -123,6 +138,8 @@ class Analysis:
         end = self.map(program.map, start, frozenset())
         if program.asks_shared and program.map.level in end[ACC][0]:
             raise Refused(ValueError, "an output without an axis differs")
+        if program.asks_shared and -1 - program.map.level in end[ACC][0]:
+            raise Unclear("`acc` is passed on where lanes go different ways")
 
     def map(self, m: Map, outer: dict, acc: frozenset) -> dict:
         """What is known of the values after a map; `acc` as its lanes leave it."""
@@ -140,13 +157,16 @@ class Analysis:
         after, fates = {ACC: end[ACC]}, []
         for slot, at, to in zip(self.slots, ins, goes):
             levels, token = end[slot.path]
-            written, differs = token != start[slot.path][1], m.level in levels
-            fates.append(fate(slot, at, to, written, differs, m.policy))
+            written = token != start[slot.path][1]
+            fates.append(fate(slot, at, to, written, m.level in levels, m.policy))
+            shown = fate(slot, at, to, written, bool({m.level, -1 - m.level} & levels), "ignore")
+            if shown != fates[-1]:
+                raise Unclear(f"{slot.path} is passed on where lanes go different ways")
             if fates[-1].result == "kept":
                 after[slot.path] = outer[slot.path]
             else:
                 moved_on = fates[-1].result == "moved on"
-                levels = outer[slot.path][0] if moved_on else levels - {m.level}
+                levels = outer[slot.path][0] if moved_on else levels - {m.level, -1 - m.level}
                 after[slot.path] = (levels, next(self.tokens))
         self.fates[m.level] = fates
         return after
@@ -182,18 +202,27 @@ class Analysis:
         elif name in ("scan", "fori"):
             return self.loop(rest[1], known, frozenset())
         elif name == "while":
-            return self.loop(rest[0], known, acc)
+            return self.passed(self.loop(rest[0], known, acc), known, acc, rest)
         elif name == "cond":
             left, right = (self.follow(body, known) for body in rest)
             for key in known:
                 a, b = left[key], right[key]
-                known[key] = a if a[1] == b[1] else new(a[0] | b[0] | acc)
+                ends = a if a[1] == b[1] else new(a[0] | b[0] | acc)
+                left[key] = ends
+            return self.passed(left, known, acc, rest)
         elif name == "inner":
             m = rest[0]
             after = self.map(m, known, frozenset([m.level]))
-            after[ACC] = new(acc | after[ACC][0] - {m.level})
+            after[ACC] = new(acc | after[ACC][0] - {m.level, -1 - m.level})
             return after
         return known
+
+    def passed(self, end: dict, start: dict, control: frozenset, bodies: list) -> dict:
+        """Notes, as the level `-1 - level`, what is passed on where lanes go different ways."""
+        if not any(isinstance(x, (tuple, Map)) for body in bodies for op in body for x in op):
+            return end  # JAX itself sees that it is
+        maybe = {-1 - level for level in control if level >= 0}
+        return {k: (v[0] | maybe if v[1] == start[k][1] else v[0], v[1]) for k, v in end.items()}
 
     def loop(self, body: tuple, start: dict, control: frozenset) -> dict:
         """What is carried round depends on whatever it depends on at any time."""
