@@ -24,10 +24,10 @@ WAYS = {
     "plain": 8,
     "jit": 3,
     "scan": 2,
-    "grad": 2,
+    "grad": 0.7,
     "vmap": 2,
-    "disable_jit": 1,
-    "new": 3,
+    "disable_jit": 0.4,
+    "new": 1.2,
     "pmap": 0.3,
 }
 
@@ -62,6 +62,7 @@ class _Maker:
         self.rng = rng
         self.way = rng.choices(list(ways), list(ways.values()))[0]
         self.levels = 0
+        self.is_inner = False
         self.moved = False  # whether a map in the present lane may have moved a state
 
     def may(self, p: float) -> bool:
@@ -236,6 +237,8 @@ class _Maker:
 
     def swap(self, writable: list[int]) -> Op | None:
         like = lambda i: (self.slots[i].tree, self.slots[i].leaves, self.shapes[i])
+        if self.is_inner:  # whether a swap there and one outside amount to no write is JAX's secret
+            return None
         known = [i for i in writable if self.shapes[i] is not None]
         pairs = [(i, j) for i in known for j in known if i < j and like(i) == like(j)]
         return ("swap", *self.rng.choice(pairs)) if pairs else None
@@ -256,9 +259,10 @@ class _Maker:
         level, before, slots = self.levels, list(self.shapes), self.slots
         for i in mapped:
             self.shapes[i] = [s[1:] for s in self.shapes[i]]
-        self.moved = False  # in the lane of this map
+        self.moved, was_inner, self.is_inner = False, self.is_inner, True  # in its lane
         body = self.body(rng.randint(1, 4), depth + 1, fixed, mapped if fixed else None)
         within, self.shapes, self.moved = self.shapes, before, not fixed
+        self.is_inner = was_inner
         outs: dict[int | None, list[Filter]] = {}
         for i in mapped:
             name = ("path", slots[i].path[-1])

@@ -159,9 +159,13 @@ class Analysis:
             levels, token = end[slot.path]
             written = token != start[slot.path][1]
             fates.append(fate(slot, at, to, written, m.level in levels, m.policy))
-            shown = fate(slot, at, to, written, bool({m.level, -1 - m.level} & levels), "ignore")
-            if shown != fates[-1]:
-                raise Unclear(f"{slot.path} is passed on where lanes go different ways")
+            if -1 - m.level in levels and m.level not in levels:
+                try:
+                    unclear = fate(slot, at, to, written, True, "ignore") != fates[-1]
+                except Refused:
+                    unclear = True
+                if unclear:
+                    raise Unclear(f"{slot.path} is passed on where lanes go different ways")
             if fates[-1].result == "kept":
                 after[slot.path] = outer[slot.path]
             else:

@@ -7,6 +7,7 @@ and statemap; `loop.py` runs the same tree in plain Python.
 import dataclasses
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +112,10 @@ class Program:
             return draw(states, self.slots[rest[0]].key, rest[1], acc)
         if name == "inner":
             return self.inner(rest[0], states, acc, given)
+        if name == "custom_jvp":  # JAX lets a rule close over nothing that is traced
+            arrays, static = eqx.partition(given, eqx.is_array)
+            go = lambda c: (self.run(rest[0], *c[0], eqx.combine(c[1], static)), None)
+            return _custom_jvp(go, ((states, acc), arrays))[0]
         go = lambda carry, body=rest[-1]: self.run(body, *carry, given)
         return _BLOCKS[name](go, (states, acc), *rest)
 
@@ -146,10 +151,9 @@ def _cond(go, carry, left, right):
     return jax.lax.cond(chooses(carry[1]), *ways, carry)
 
 
-def _custom_jvp(go, carry, body):
-    one = lambda c: go(c)
-    fn = jax.custom_jvp(one)
-    fn.defjvp(lambda primals, tangents: jax.jvp(one, primals, tangents))
+def _custom_jvp(go, carry):
+    fn = jax.custom_jvp(go)
+    fn.defjvp(lambda primals, tangents: jax.jvp(go, primals, tangents))
     return fn(carry)
 
 
@@ -160,7 +164,6 @@ _BLOCKS = {
     "fori": lambda go, carry, n, body: jax.lax.fori_loop(0, n, lambda _, c: go(c), carry),
     "while": _while,
     "cond": _cond,
-    "custom_jvp": _custom_jvp,
 }
 
 

@@ -15,6 +15,13 @@ from .loop import _at, _split, ACC, Analysis, assign, Loop, Refused
 from .programs import axes, build, Program, Slot
 
 
+@jax.jit
+def _first(key: Any, i: Any) -> Any:
+    """The data of a key of its own for a slot, and small numbers."""
+    key = jax.random.fold_in(key, i)
+    return jax.random.key_data(key), jax.random.bits(key, (9,), np.uint8) % 9
+
+
 class Mismatch(AssertionError):
     pass
 
@@ -243,7 +250,7 @@ class Check:
             return jax.lax.scan(body, states, None, length=2)
 
         last, found = jit(both)(self.states(values), arrays)
-        take = lambda k: jax.tree.map(lambda x: x[k], found)
+        take = lambda k: jax.tree.map(lambda x: np.asarray(x)[k], found)
         if not goes_on:
             self.compare(take(1), expected, "scan")
             return
@@ -252,10 +259,10 @@ class Check:
     def _vmap(self, values: Any, call: Any, expected: Any, jit: Any) -> None:
         fn, arrays = self.bound(self.mapping(), call)
         other = self.values()
-        states = jax.tree.map(lambda *xs: jnp.stack(xs), self.states(values), self.states(other))
+        states = jax.tree.map(lambda *xs: jnp.asarray(np.stack(xs)), self.states(values), self.states(other))
         found = jit(jax.vmap(fn, in_axes=(0, None)))(states, arrays)
         for k, want in enumerate([expected, self.expected(other, call)]):
-            self.compare(jax.tree.map(lambda x: x[k], found), want, f"vmap, {k}")
+            self.compare(jax.tree.map(lambda x: np.asarray(x)[k], found), want, f"vmap, {k}")
 
     def _grad(self, values: Any, call: Any, expected: Any, jit: Any) -> None:
         fn, arrays = self.bound(self.mapping(), call)
@@ -319,18 +326,18 @@ class Check:
 
     def first(self, i: int, slot: Slot, key: Any) -> list[Any]:
         """The arrays of a new state in a lane."""
-        key = jax.random.fold_in(key if slot.fresh else jax.random.key(7), i)
+        mine, bits = _first(key if slot.fresh else jax.random.key(7), i)
         if slot.is_random:
-            return [jax.random.key_data(key)]
-        bits = jax.random.bits(key, (9,), np.uint8) % 9
-        fill = lambda shape, dtype: jnp.resize(bits, shape).astype(dtype)
+            return [mine]
+        fill = lambda shape, dtype: bits[: int(np.prod(shape))].reshape(shape).astype(dtype)
         return [fill(shape, dtype) for shape, dtype in slot.leaves]
 
     def made_values(self) -> list[list[Any]]:
         keys = jax.random.split(jax.random.key(self.program.seed), self.m.lanes)
         found = []
         for i, (slot, axis) in enumerate(zip(self.slots, self.came)):
-            lanes = [[np.asarray(x) for x in self.first(i, slot, key)] for key in keys]
+            lanes = [self.first(i, slot, key) for key in keys]
+            lanes = [[np.asarray(x) for x in lane] for lane in lanes]
             if axis is None:
                 found.append(lanes[0])
             elif slot.is_random and not slot.fresh:
