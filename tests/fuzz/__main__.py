@@ -90,7 +90,8 @@ def main() -> int:
         if k % 500 == 499:  # what is compiled takes memory
             jax.clear_caches()
             if not sys.stderr.isatty():
-                print(f"{k + 1} programs, {(k + 1) / (time.time() - start):.1f} a second", flush=True)
+                rate = (k + 1) / (time.time() - start)
+                print(f"{k + 1} programs, {rate:.1f} a second", flush=True)
     print(f"from seed {first}: {dict(found)}, {n / (time.time() - start):.1f} a second")
     print(f"{n} programs, {len(failed)} mismatches")
     if failed:

@@ -5,8 +5,9 @@ from typing import Any
 
 import statemap as sm
 
-from .loop import Analysis, assign, Refused, Unclear
+from .loop import Analysis
 from .programs import Entries, Filter, Map, Op, Program, Slot
+from .table import assign, Refused, Unclear
 
 
 KINDS = (
@@ -217,9 +218,8 @@ class _Maker:
         if name == "arg":
             return (name, rng.randrange(self.given)) if self.given else None
         if name == "draw":
-            return (name, rng.choice(streams), rng.choice(["uniform", "bits", "key"])) if (
-                streams
-            ) else None  # fmt: skip
+            how = rng.choice(["uniform", "bits", "key"])
+            return (name, rng.choice(streams), how) if streams else None
         if name == "swap":
             return self.swap(writable)
         if name == "reset":

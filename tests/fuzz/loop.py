@@ -6,120 +6,16 @@ the values, lane by lane, in NumPy (or in eager `jax.numpy`, for a gradient).
 """
 
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-import statemap as sm
-
-from .programs import argument, change, chooses, Entries, Filter, look, Map, Program, SIMPLE, Slot
-from .programs import trips
+from .programs import argument, change, chooses, look, Map, Program, SIMPLE, trips
+from .table import assign, Fate, fate, place, Refused, Unclear
 
 
 ACC = ("acc",)
-
-
-class Refused(Exception):
-    """The mapping refuses the program, with this error."""
-
-    def __init__(self, kind: type[Exception], about: str):
-        super().__init__(f"{kind.__name__}: {about}")
-        self.kind = kind
-
-
-class Unclear(Refused):
-    """A program on which the engine and the contract are known to disagree: see `FINDINGS.md`."""
-
-    def __init__(self, about: str):
-        super().__init__(Exception, about)
-
-
-def matches(f: Filter, slot: Slot) -> bool:
-    name, *rest = f
-    if name in ("type", "of"):
-        return issubclass(slot.kind, rest[0])
-    if name in ("tag", "tagged"):
-        return slot.tag == rest[0]
-    if name == "path":
-        return rest[0] in slot.path
-    if name == "lambda":
-        return any(c in slot.path[-1] for c in rest[0])
-    if name == "not":
-        return not matches(rest[0], slot)
-    if name in ("any", "list"):
-        return any(matches(g, slot) for g in rest)
-    if name == "all":
-        return all(matches(g, slot) for g in rest)
-    return name == "every"
-
-
-def means(f: Filter, slot: Slot) -> bool:
-    """Whether a filter that matches a NonBatchState names it by its type or its path."""
-    name, *rest = f
-    if name in ("type", "of"):
-        return rest[0] is sm.NonBatchState
-    if name == "path":
-        return rest[0] == slot.path[-1]
-    if name in ("any", "list", "all"):
-        mine = any(means(g, slot) for g in rest if matches(g, slot))
-        if not mine and any(names(g, slot) for g in rest):
-            raise Unclear("a filter names a NonBatchState in a part that does not match it")
-        return mine
-    return False
-
-
-def names(f: Filter, slot: Slot) -> bool:
-    parts = f[1:] if f[0] in ("any", "list", "all") else ()
-    return any(names(g, slot) for g in parts) or not parts and matches(f, slot) and means(f, slot)
-
-
-def assign(entries: Entries, slots: tuple[Slot, ...]) -> list[tuple[int | None] | None]:
-    """For each slot the axis that the first entry gives it, as a tuple of one; or None."""
-    found: list[Any] = [None] * len(slots)
-    for axis, f in entries:
-        for i, slot in enumerate(slots):
-            if found[i] is not None or not matches(f, slot):
-                continue
-            if axis is not None and slot.kind is sm.NonBatchState:
-                if means(f, slot):
-                    raise Refused(ValueError, "a NonBatchState never has lanes")
-                continue
-            found[i] = (axis,)
-    return found
-
-
-class Fate(NamedTuple):
-    """What becomes of a state: "kept", "shared", "stacked" or "moved on"."""
-
-    came: Any  # its axis, "shared" or "split"
-    result: str
-    axis: int | None = None
-    unexpected: bool = False
-
-
-def fate(slot: Slot, came: Any, goes: Any, written: bool, differs: bool, policy: str) -> Fate:
-    """The table."""
-    if came == "split":
-        if not written:
-            return Fate(came, "kept")
-        at = None if goes is None else goes[0]
-        return Fate(came, "moved on") if at is None else Fate(came, "stacked", at)
-    if came == "shared" and not written:
-        return Fate(came, "kept")
-    if slot.kind is sm.NonBatchState and differs:
-        raise Refused(sm.BatchAxisError, "a NonBatchState differs")
-    if goes is None and came != "shared":
-        return Fate(came, "stacked", came) if written else Fate(came, "kept")
-    if goes is not None and goes[0] is not None:
-        same = came == goes[0] and not written
-        return Fate(came, "kept") if same else Fate(came, "stacked", goes[0])
-    if not differs:
-        return Fate(came, "shared")
-    if goes is not None or policy == "raise":
-        raise Refused(sm.BatchAxisError, f"{slot.path} differs")
-    return Fate(came, "stacked", 0, unexpected=True)
 
 
 class Analysis:
@@ -245,7 +141,7 @@ class Analysis:
         return {key: fresh(key) if key in written else start[key] for key in known}
 
 
-_split = jax.jit(
+split_keys = jax.jit(
     lambda data, n: jax.random.key_data(jax.random.split(jax.random.wrap_key_data(data), n)),
     static_argnums=1,
 )
@@ -261,8 +157,9 @@ class Loop:
 
     def __call__(self, values: list[list[Any]], args: list[Any], kwargs: dict[str, Any]) -> Any:
         """The outputs of a call, and the arrays of each slot."""
-        spec, m = [*self.program.args, *((k, a) for _, k, a in self.program.kwargs)], self.program.map
-        whole = [*args, *(kwargs[name] for name, _, _ in self.program.kwargs)]
+        p = self.program
+        spec = [*p.args, *((kind, axis) for _, kind, axis in p.kwargs)]
+        whole = [*args, *(kwargs[name] for name, _, _ in p.kwargs)]
 
         def own(lane: int) -> list[Any]:
             slice_ = lambda x, axis: x if axis is None else self.xp.take(x, lane, axis)
@@ -271,7 +168,7 @@ class Loop:
             return [mapped(k, a, x) if k in arrays else x for (k, a), x in zip(spec, whole)]
 
         env = {s.path: x for s, x in zip(self.slots, values)} | {ACC: np.float32(0)}
-        out, env = self.map(m, env, own, lambda lane: np.float32(0))
+        out, env = self.map(p.map, env, own, lambda lane: np.float32(0))
         return self.xp.stack(out), [env[s.path] for s in self.slots]
 
     def map(self, m: Map, env: dict, given: Any, acc: Any) -> tuple[list[Any], dict]:
@@ -279,7 +176,7 @@ class Loop:
         keys, after = {}, dict(env)
         for slot, f in zip(self.slots, fates):
             if f.came == "split" and f.result != "kept":
-                keys[slot.path] = np.asarray(_split(env[slot.path][0], m.lanes + 1))
+                keys[slot.path] = np.asarray(split_keys(env[slot.path][0], m.lanes + 1))
         outs, ends = [], []
         for lane in range(m.lanes):
             mine = {ACC: acc(lane)}
@@ -288,7 +185,7 @@ class Loop:
                 if slot.path in keys:
                     leaves = [keys[slot.path][1 + lane]]
                 elif isinstance(f.came, int):
-                    leaves = [xp.take(x, lane, _at(f.came, slot, x.ndim - 1)) for x in leaves]
+                    leaves = [xp.take(x, lane, place(f.came, slot, x.ndim - 1)) for x in leaves]
                 mine[slot.path] = leaves
             end = self.run(m.body, mine, given(lane))
             outs.append(end[ACC])
@@ -301,8 +198,8 @@ class Loop:
                 after[slot.path] = lanes[0]
             elif f.result == "stacked":
                 for x in lanes[0]:
-                    _at(f.axis, slot, xp.ndim(x))  # all of them, before any
-                put = lambda *xs: xp.stack(xs, _at(f.axis, slot, xp.ndim(xs[0])))
+                    place(f.axis, slot, xp.ndim(x))  # all of them, before any
+                put = lambda *xs: xp.stack(xs, place(f.axis, slot, xp.ndim(xs[0])))
                 after[slot.path] = [put(*xs) for xs in zip(*lanes)]
         return outs, after
 
@@ -323,7 +220,7 @@ class Loop:
                 a, b = (self.slots[i].path for i in rest)
                 env = env | {a: env[b], b: env[a]}
             elif name == "draw":
-                carry, mine = np.asarray(_split(env[slot.path][0], 2))
+                carry, mine = np.asarray(split_keys(env[slot.path][0], 2))
                 x = np.asarray(_bits(mine) if rest[1] == "bits" else _uniform(mine))
                 x = np.float32(np.sum(x % 16)) / np.float32(16) if rest[1] == "bits" else x
                 env = env | {slot.path: [carry], ACC: 0.5 * acc + x}
@@ -339,11 +236,3 @@ class Loop:
                 for _ in range(count.get(name, lambda: 1)()):
                     env = self.run(rest[-1], env, given)
         return env
-
-
-def _at(axis: int, slot: Slot, ndim: int) -> int:
-    """A position for the lanes among the axes of an array that has `ndim` without them."""
-    ndim -= slot.is_random
-    if not -ndim - 1 <= axis <= ndim:
-        raise Refused(sm.BatchAxisError, f"{slot.path} has no axis {axis}")
-    return axis % (ndim + 1)

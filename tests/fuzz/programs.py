@@ -15,7 +15,7 @@ import numpy as np
 import statemap as sm
 
 
-Filter = tuple  # ("type", kind), ("tag", tag), ("path", key), ("not", filter), ("any", *filters), ...
+Filter = tuple  # ("type", kind), ("tag", tag), ("path", key), ("not", filter), ...
 Entries = tuple[tuple[int | None, Filter], ...]
 Op = tuple
 
@@ -194,10 +194,10 @@ def change(xp: Any, name: str, leaf: Any, acc: Any) -> Any:
     if name == "same":
         return leaf
     if name == "zero":  # written, with the value that is there
-        return xp.logical_or(leaf, False) if dtype == bool else leaf + np.zeros((), dtype)
+        return xp.logical_or(leaf, False) if dtype.kind == "b" else leaf + np.zeros((), dtype)
     if name == "const":
         return xp.ones(shape, dtype)
-    if dtype == bool:
+    if dtype.kind == "b":
         new = acc > 0.3137
         return xp.logical_xor(leaf, new) if name == "add" else xp.broadcast_to(new, shape)
     if dtype == np.float32:

@@ -60,5 +60,5 @@ def _ops(op: Op) -> Iterator[Op]:
         elif isinstance(x, Map):
             for body in _bodies(x.body):
                 yield (*op[:k], dataclasses.replace(x, body=body), *op[k + 1 :])
-            for outs in ([()] if x.outs else []):
+            for outs in [()] if x.outs else []:
                 yield (*op[:k], dataclasses.replace(x, outs=outs), *op[k + 1 :])

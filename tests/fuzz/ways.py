@@ -1,4 +1,4 @@
-"""One program, checked: its inputs, what is around its mapping, and the comparison."""
+"""What is around a mapping: nothing, `jit`, `scan`, `grad`, `vmap`, devices, new states."""
 
 import copy
 import warnings
@@ -10,9 +10,11 @@ import numpy as np
 
 import statemap as sm
 
+from .check import Case, Mismatch, same
 from .interpret import interpreted
-from .loop import _at, _split, ACC, Analysis, assign, Loop, Refused
-from .programs import axes, build, Program, Slot
+from .loop import split_keys
+from .programs import build, Slot
+from .table import place, Refused
 
 
 @jax.jit
@@ -22,25 +24,8 @@ def _first(key: Any, i: Any) -> Any:
     return jax.random.key_data(key), jax.random.bits(key, (9,), np.uint8) % 9
 
 
-class Mismatch(AssertionError):
-    pass
-
-
-class Check:
-    """A program, what it should do, and its mapping."""
-
-    def __init__(self, program: Program):
-        self.program, self.slots, self.m = program, program.slots, program.map
-        self.rng = np.random.default_rng(program.seed)
-        self.refused: Refused | None = None
-        try:
-            self.fates = Analysis(program).fates
-        except Refused as error:
-            self.refused = error
-        try:
-            self.came = [a and a[0] for a in assign(self.m.ins, self.slots)]
-        except Refused:
-            self.came = [None] * len(self.slots)
+class Check(Case):
+    """A program, run in its way and compared."""
 
     def run(self) -> str:
         """Raises `Mismatch`, or says what was found: "same" or "refused"."""
@@ -51,7 +36,8 @@ class Check:
             expected = self.expected(values, call)
         except Refused as refused:
             return self.is_refused(refused, values, call)
-        with interpreted(not self.program.compiled) as jit, warnings.catch_warnings(record=True) as w:
+        by_numpy, noted = not self.program.compiled, warnings.catch_warnings(record=True)
+        with interpreted(by_numpy) as jit, noted as w:
             warnings.simplefilter("always")
             getattr(self, "_" + self.program.way)(values, call, expected, jit)
         warned = any("lane" in str(x.message) for x in w)
@@ -72,122 +58,6 @@ class Check:
                     return "refused"
                 raise Mismatch(f"refused with {error!r}, expected {refused}") from error
         raise Mismatch(f"not refused, expected {refused}")
-
-    # Inputs.
-
-    def values(self) -> list[list[Any]]:
-        """The arrays of each slot."""
-        found = []
-        for slot, axis in zip(self.slots, self.came):
-            if slot.is_random:
-                key = self.rng.integers(0, 2**32, (2,), np.uint32)
-                found.append([key if axis is None else np.asarray(_split(key, self.m.lanes))])
-                continue
-            shapes = [(_insert(s, axis, self.m.lanes), d) for s, d in slot.leaves]
-            found.append([self.array(shape, dtype) for shape, dtype in shapes])
-        return found
-
-    def array(self, shape: tuple[int, ...], dtype: str) -> Any:
-        if dtype == "float32":
-            return self.rng.normal(size=shape).astype(np.float32)
-        return self.rng.integers(0, 2 if dtype == "bool" else 9, shape).astype(dtype)
-
-    def inputs(self) -> tuple[list[Any], dict[str, Any]]:
-        def make(kind: str, value: Any) -> Any:
-            if kind not in ("array", "tree"):
-                return value
-            array = lambda: self.array(_insert((2,), value, self.m.lanes), "float32")
-            return array() if kind == "array" else {"x": array(), "y": (array(),)}
-
-        p = self.program
-        return [make(*a) for a in p.args], {name: make(*rest) for name, *rest in p.kwargs}
-
-    def states(self, values: list[list[Any]]) -> sm.States:
-        tree: dict[str, Any] = {}
-        for slot, leaves in zip(self.slots, values):
-            at = tree
-            for key in slot.path[:-1]:
-                at = at.setdefault(key, {})
-            at[slot.path[-1]] = slot.state(leaves)
-        return sm.States(tree)
-
-    # The mapping, and what it should give.
-
-    def mapping(self, ins: Any = None) -> sm.StatefulMapping:
-        p, m = self.program, self.m
-        options = dict(p.options)
-        transform: Any = sm.vmap2
-        static = tuple(i for i, (kind, _) in enumerate(p.args) if kind == "static")
-        if p.way == "pmap":
-            transform = sm.pmap2
-            options["devices"] = jax.devices()[: options["devices"]]
-            options["static_broadcasted_argnums"] = static
-        else:
-            options["static_argnums"] = static
-            options["static_argnames"] = [name for name, kind, _ in p.kwargs if kind == "static"]
-        members = {s.path: a for s, a in zip(self.slots, self.came) if a is not None}
-        has_alone = any(s.is_random for s in self.slots) and p.way != "new"
-        spelling = "dict" if p.spelling == "members" and has_alone else p.spelling
-        out_axes = {"acc": 0, "vec": p.vec_axis, "const": None, "text": None}
-        return transform(
-            p.fn,
-            in_axes=tuple(v if k in ("array", "tree") else None for k, v in p.args),
-            out_axes=out_axes | ({"shared": None} if p.asks_shared else {}),
-            axis_size=m.lanes,
-            state_in_axes=axes(m.ins, spelling, members) if ins is None else ins,
-            state_out_axes=axes(m.outs, p.spelling),
-            unexpected_out_state_mapping=m.policy,
-            **options,
-        )
-
-    def expected(self, values: Any, call: Any, xp: Any = np) -> Any:
-        acc, new = Loop(self.program, self.fates, xp)(values, *call)
-        vec = xp.stack([acc, 2 * acc], -1)
-        out = {"acc": acc, "vec": vec.T if self.program.vec_axis in (1, -1) else vec}
-        return out | ({"shared": acc[0]} if self.program.asks_shared else {}), new
-
-    def compare(self, actual: Any, expected: Any, where: str) -> None:
-        (out, states), (out2, values) = actual, expected
-        text, const = out.pop("text", "x"), out.pop("const")
-        if text != "x" or not (const == 1).all() or set(out) != set(out2):
-            raise Mismatch(f"{where}: outputs {out}")
-        for name in out:
-            same(f"{where}: output {name}", out[name], out2[name], exact=False)
-        for slot, leaves in zip(self.slots, values):
-            state = dict(states.items())[slot.path]
-            if type(state) is not slot.kind or state.tag != slot.tag:
-                raise Mismatch(f"{where}: {slot.path} is {state}")
-            found = jax.tree.leaves(state.data)
-            if jax.tree.structure(state.data) != jax.tree.structure(slot.pack([0, 0, 0])):
-                raise Mismatch(f"{where}: {slot.path} is {state}")
-            for x, y in zip(found, leaves):
-                same(f"{where}: {slot.path}", x, y, exact=y.dtype != np.float32)
-
-    @property
-    def may_go_on(self) -> bool:
-        """Whether the result can be given to the mapping again."""
-        return all(
-            f.result in ("kept", "moved on")
-            or (f.came, f.result) == ("shared", "shared")
-            or (f.result == "stacked" and f.came == f.axis)
-            for f in self.fates[0]
-        ) and not self.moves(self.m.body)
-
-    def moves(self, ops: Any) -> bool:
-        """Whether a map in a lane changes the shape of a state."""
-        for _, *rest in ops:
-            for x in rest:
-                if isinstance(x, tuple) and self.moves(x):
-                    return True
-                if hasattr(x, "level"):
-                    fates = self.fates[x.level]
-                    if any(f.result in ("stacked", "shared") and f.came != (
-                        "shared" if f.result == "shared" else f.axis
-                    ) for f in fates) or self.moves(x.body):  # fmt: skip
-                        return True
-        return False
-
-    # What is around the mapping.
 
     def _plain(self, values: Any, call: Any, expected: Any, jit: Any) -> None:
         mapping = self.mapping()
@@ -259,7 +129,8 @@ class Check:
     def _vmap(self, values: Any, call: Any, expected: Any, jit: Any) -> None:
         fn, arrays = self.bound(self.mapping(), call)
         other = self.values()
-        states = jax.tree.map(lambda *xs: jnp.asarray(np.stack(xs)), self.states(values), self.states(other))
+        both = self.states(values), self.states(other)
+        states = jax.tree.map(lambda *xs: jnp.asarray(np.stack(xs)), *both)
         found = jit(jax.vmap(fn, in_axes=(0, None)))(states, arrays)
         for k, want in enumerate([expected, self.expected(other, call)]):
             self.compare(jax.tree.map(lambda x: np.asarray(x)[k], found), want, f"vmap, {k}")
@@ -341,23 +212,8 @@ class Check:
             if axis is None:
                 found.append(lanes[0])
             elif slot.is_random and not slot.fresh:
-                found.append([np.asarray(_split(lanes[0][0], self.m.lanes + 1))[1:]])
+                found.append([np.asarray(split_keys(lanes[0][0], self.m.lanes + 1))[1:]])
             else:
-                put = lambda *xs: np.stack(xs, _at(axis, slot, xs[0].ndim))
+                put = lambda *xs: np.stack(xs, place(axis, slot, xs[0].ndim))
                 found.append([put(*xs) for xs in zip(*lanes)])
         return found
-
-
-def _insert(shape: tuple[int, ...], axis: int | None, n: int) -> tuple[int, ...]:
-    if axis is None:
-        return shape
-    axis %= len(shape) + 1
-    return (*shape[:axis], n, *shape[axis:])
-
-
-def same(where: str, actual: Any, expected: Any, exact: bool) -> None:
-    a, b = np.asarray(actual), np.asarray(expected)
-    if a.shape != b.shape or a.dtype != b.dtype:
-        raise Mismatch(f"{where}: {a.dtype}{a.shape}, expected {b.dtype}{b.shape}")
-    if not (np.array_equal(a, b) if exact else np.allclose(a, b, rtol=1e-5, atol=2e-5)):
-        raise Mismatch(f"{where}: {a.tolist()}, expected {b.tolist()}")
