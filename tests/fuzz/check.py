@@ -29,8 +29,9 @@ class Case:
             self.refused = error
         try:
             self.came = [a and a[0] for a in assign(self.m.ins, self.slots)]
-        except Refused:
-            self.came = [None] * len(self.slots)
+            self.spelling = program.spelling
+        except Refused:  # of an entry, which has to be given as it is
+            self.came, self.spelling = [None] * len(self.slots), "dict"
 
     def values(self) -> list[list[Any]]:
         """The arrays of each slot."""
@@ -82,7 +83,7 @@ class Case:
             options["static_argnames"] = [name for name, kind, _ in p.kwargs if kind == "static"]
         members = {s.path: a for s, a in zip(self.slots, self.came) if a is not None}
         has_alone = any(s.is_random for s in self.slots) and p.way != "new"
-        spelling = "dict" if p.spelling == "members" and has_alone else p.spelling
+        spelling = "dict" if self.spelling == "members" and has_alone else self.spelling
         out_axes = {"acc": 0, "vec": p.vec_axis, "const": None, "text": None}
         return transform(
             p.fn,
