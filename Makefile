@@ -3,7 +3,9 @@
 PYTHON ?= python3
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test bench lint docs clean
+N ?= 1000
+
+.PHONY: demo test fuzz bench lint docs clean
 
 demo:
 	$(PYTHON) -m venv --clear .venv-demo
@@ -14,6 +16,12 @@ test:
 	$(PYTHON) -m venv --clear .venv-test
 	.venv-test/bin/python $(PIP_INSTALL) -e ".[test]"
 	.venv-test/bin/python -m pytest -n 2
+
+# Random programs against a plain loop over lanes: make fuzz N=10000
+fuzz:
+	$(PYTHON) -m venv --clear .venv-fuzz
+	.venv-fuzz/bin/python $(PIP_INSTALL) -e ".[examples]"
+	.venv-fuzz/bin/python -m tests.fuzz $(N)
 
 # Writes tables to the terminal, and JSON and figures to benchmarks/results: some seven minutes.
 bench:
@@ -37,4 +45,4 @@ docs: .venv/bin/ruff
 	.venv/bin/python docs/_check_site.py site
 
 clean:
-	rm -rf .venv .venv-bench .venv-demo .venv-test site
+	rm -rf .venv .venv-bench .venv-demo .venv-fuzz .venv-test site
