@@ -11,7 +11,7 @@ from ._container import AnyFrame, refuse_unhashable
 from ._devices import Devices
 from ._donation import claim, disclaim
 from ._exact import exact
-from ._jax import is_base_trace, placement, settings, type_of
+from ._jax import is_base_trace, placement, trace_context, type_of
 from ._options import Options
 from ._program import Program, Retrace
 from ._signature import Function, Inputs, mark_static, split_leaves
@@ -59,7 +59,7 @@ class Call:
         self.slots, self.values, self.frame = slots, values, frame
         if options.has_static:
             args, kwargs = mark_static(args, kwargs, *static)
-        for k, arg in enumerate(args):
+        for k, arg in (*enumerate(args), *kwargs.items()):
             refuse_recursive(arg, f"Argument {k}")
             if type(arg) is list and arg and all(type(x) in (int, float, complex) for x in arg):
                 self._refuse_list(k, arg)
@@ -77,7 +77,7 @@ class Call:
             treedef,
             statics and exact(statics),
             self.devices,
-            None if function.is_frozen else (function.treedef, function.statics),
+            function.structure,
         )
 
     def run(self, context: States | None) -> tuple[Program, Any, tuple[Any, ...]]:
@@ -130,7 +130,7 @@ class Call:
         """The program for this signature, made if there is none."""
         values = tuple(self.values)
         types = tuple(map(type_of, [*jax.tree.leaves(values), *self.arrays]))
-        key = (self.structure, types, settings())
+        key = (self.structure, types, trace_context())
         self._hashable(key)
 
         def make() -> tuple[Program, bool]:
@@ -148,6 +148,9 @@ class Call:
 
         program = self.programs.made.get(key) or self.programs.made.make(key, make)
         if program.may_be_kept:
+            before = self.programs.last.get(self.structure)
+            if before is not None and before is not program:
+                program.is_alone = before.is_alone = False
             self.programs.last.replace(self.structure, program)
         return program
 
@@ -155,12 +158,19 @@ class Call:
         """The program that was used last for a call of this structure."""
         self._hashable(self.structure)
         program = self.programs.last.get(self.structure)
-        return program if program is not None and program.fits(self.values) else None
+        if program is None or not program.fits(self.values):
+            return None
+        if program.is_alone or self.devices is not None:
+            return program  # asked for other types, it refuses to be traced again
+        given = [self.values[i] for i in program.kept + program.donated]
+        return program if program.takes(given, self.arrays) else None
 
-    def _refuse_list(self, k: int, arg: list[Any]) -> None:
+    def _refuse_list(self, k: int | str, arg: list[Any]) -> None:
         """Refuses a list of numbers where an array is meant: as a pytree it has no axis."""
-        axes = self.options.in_axes
-        axis = axes[k] if isinstance(axes, (list, tuple)) and k < len(axes) else axes
+        axes = self.options.in_axes if isinstance(k, int) else 0
+        if isinstance(axes, (list, tuple)) and isinstance(k, int) and k < len(axes):
+            axes = axes[k]
+        axis = axes
         if isinstance(axis, int):
             raise TypeError(
                 f"Argument {k} is a list of {len(arg)} numbers, which is no array and has no axis "
@@ -205,5 +215,18 @@ class Call:
         devices = self.options.devices
         if devices is None or not devices.adopts:
             return devices
-        axes = lambda: argument_axes(self.options.in_axes, args, kwargs)
-        return devices.adopt(arrays, axes, self.values)
+
+        def axes() -> tuple[list[Any], list[Any]]:
+            inputs = Inputs(*self.inputs)
+            own = argument_axes(self.options.in_axes, args, kwargs)
+            found = [a for j, a in enumerate(own) if inputs.is_traced(j)]
+            given = list(arrays)
+            entries = self.options.state_in.assign(self.slots, tuple(self.values))
+            for spec, entry, value in zip(self.slots.specs, entries, self.values):
+                axis = None if entry is None else entry.axis
+                leaves = jax.tree.leaves(value)
+                given += leaves
+                found += [along(axis, x, spec.trailing_axes) for x in leaves]
+            return given, found
+
+        return devices.adopt([*arrays, *jax.tree.leaves(tuple(self.values))], axes)

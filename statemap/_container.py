@@ -45,7 +45,7 @@ class Frame(NamedTuple):
     treedef: Any
     entries: tuple[Any, ...]
     paths: tuple[Path, ...]
-    types: tuple[type, ...]  # of the entries, since Python has `1 == 1.0 == True`
+    exactly: tuple[Any, ...]  # the entries, since Python has `1 == 1.0 == True`
 
     def fill(self, slots: Slots, values: Sequence[Any], arrays: tuple[Any, ...]) -> PyTree:
         """The container with these values and arrays."""
@@ -162,7 +162,7 @@ def pack(container: PyTree) -> tuple[Slots, tuple[Any, ...], "AnyFrame", tuple[A
     return (
         intern_slots(tuple(slots)),
         tuple(values),
-        Frame(treedef, tuple(entries), paths, tuple(map(type, entries))),
+        Frame(treedef, tuple(entries), paths, tuple(map(exact, entries))),
         tuple(arrays),
     )
 

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -52,28 +52,27 @@ class Devices:
         return self.mesh, self.axis, self.adopts
 
     def adopt(
-        self, arrays: Sequence[Any], axes: Callable[[], Sequence[Axis]], values: Iterable[Any]
+        self, given: Sequence[Any], axes: Callable[[], tuple[Sequence[Any], Sequence[Axis]]]
     ) -> "Devices":
         """The mesh of a call's arrays, if they lie on one mesh of several devices, and it is clear
         on which axis of it the lanes are to lie; otherwise this one.
 
         **Arguments:**
 
-        - `arrays`, `axes`: the arguments, and the axis of each that holds the lanes.
-        - `values`: of the states.
+        - `given`: all arrays.
+        - `axes`: tells the same arrays, and the axis of each that holds the lanes.
         """
-        given = [*arrays, *jax.tree.leaves(list(values))]
-        placed = [getattr(x, "sharding", None) for x in given if isinstance(x, jax.Array)]
+        placed = map(_where, given)
         meshes = {s.mesh for s in placed if isinstance(s, NamedSharding) and s.mesh.size > 1}
-        if len(meshes) != 1 or not isinstance(mesh := meshes.pop(), Mesh) or mesh == self.mesh:
+        if len(meshes) != 1 or (mesh := meshes.pop()) == self.mesh:
             return self
         if len(mesh.axis_names) == 1:
             return Devices(mesh, mesh.axis_names[0])
         if self.axis in mesh.axis_names:  # the name that the lanes were given
             return Devices(mesh, self.axis)
         found = set()
-        for x, axis in zip(arrays, axes()):
-            spec = getattr(getattr(x, "sharding", None), "spec", ())
+        for x, axis in zip(*axes()):
+            spec = getattr(_where(x), "spec", ())
             if axis is not None and np.ndim(x) and axis % np.ndim(x) < len(spec):
                 found.add(spec[axis % np.ndim(x)])
         found.discard(None)
@@ -114,6 +113,15 @@ class Devices:
         if self.is_explicit:  # what is laid over other axes of the mesh stays there
             return on_axis(x, self.mesh, axis, self.axis)
         return jax.lax.with_sharding_constraint(x, _sharding(self, axis))
+
+
+def _where(x: Any) -> Any:
+    """Where an array lies; of a traced one, where its type says, on a mesh with explicit axes."""
+    if isinstance(x, jax.core.Tracer):
+        sharding = getattr(jax.typeof(x), "sharding", None)
+        explicit = sharding is not None and AxisType.Explicit in sharding.mesh.axis_types
+        return sharding if explicit else None
+    return getattr(x, "sharding", None) if isinstance(x, jax.Array) else None
 
 
 @functools.lru_cache(256)

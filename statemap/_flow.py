@@ -11,8 +11,11 @@ from ._jax import Inside, inside, is_variable, Loop, with_equations
 
 
 def forwarded(jaxpr: Any) -> Any:
-    """A jaxpr in which nothing takes the way through an equation that merely passes it on."""
-    flow, origin, eqns = Flow(jaxpr), {}, []
+    """A jaxpr in which nothing takes the way through an equation that merely passes it on: a
+    `jit`, a loop, a branch. What has a rule of its own, for derivatives or for batching, is no
+    such equation, and nor is a barrier.
+    """
+    flow, origin, eqns = Flow(jaxpr, through_rules=False), {}, []
 
     def source(atom: Any) -> Any:
         return origin.get(atom, atom) if is_variable(atom) else atom
@@ -35,8 +38,12 @@ class Flow:
     outputs together take one pass.
     """
 
-    def __init__(self, jaxpr: Any):
-        self.jaxpr = jaxpr
+    def __init__(self, jaxpr: Any, through_rules: bool = True):
+        """**Arguments:**
+
+        - `through_rules`: whether a value is the same after a function with a rule of its own.
+        """
+        self.jaxpr, self.through_rules = jaxpr, through_rules
         self._found: dict[int, list[int | None]] = {}
         self._jaxprs: list[Any] = []  # kept, so that no id is used again
 
@@ -64,8 +71,11 @@ class Flow:
     def of_equation(self, eqn: Any) -> list[int | None]:
         """For each output of an equation the position of the input that it is, or None."""
         found: list[int | None] = [None] * len(eqn.outvars)
-        if eqn.primitive.name == "optimization_barrier":
+        name = eqn.primitive.name
+        if name == "optimization_barrier" and self.through_rules:
             return list(range(len(eqn.invars)))
+        if name.startswith("custom_") and not self.through_rules:
+            return found
         parts = inside(eqn)
         if parts is None:
             return found

@@ -13,11 +13,11 @@ from ._devices import Devices
 from ._errors import BatchAxisError
 from ._jax import lanes_sharding, lay_lanes, with_lanes, without_axis
 from ._lane import Lane
-from ._make import bind
+from ._make import bind, is_made
 from ._members import MemberAxes
 from ._options import check_axis_size
 from ._slots import intern_slots, Slots, to_path
-from ._state import as_key, is_state, RandomState, State, with_fields
+from ._state import as_key, is_state, RandomState, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
 from ._streams import split_lanes
@@ -120,7 +120,7 @@ def new_states(
     devices: Devices | None,
 ) -> tuple[Any, States, MemberAxes]:
     """`vmap2_new_states`, and with `devices` `pmap2_new_states`."""
-    if not callable(make) or isinstance(make, (eqx.Module, State)):
+    if not callable(make) or is_made(make):
         raise TypeError(
             f"New states are made by a class or a function, not by {_short(make)}: it runs in the "
             "lanes.\n"

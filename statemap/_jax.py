@@ -13,6 +13,7 @@ were tried with jax 0.8.2, 0.10.2 and 0.12.0; `tests/test_jax.py` fails by name 
 - parameters of the primitives of control flow, for `passed_on` and `inside`.
 """
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -66,35 +67,25 @@ def dce_jaxpr(
     return partial_eval.dce_jaxpr(jaxpr, list(wanted), instantiate=instantiate)
 
 
-# The settings that decide what tracing a function gives. JAX retraces for others, too (how NaNs
-# are looked for, `disable_jit`); then the program stays what it is.
-_SETTINGS = [
-    name
-    for name in (
-        "jax_custom_vjp_disable_shape_check",
-        "jax_debug_key_reuse",
-        "jax_default_device",
-        "jax_default_matmul_precision",
-        "jax_default_prng_impl",
-        "jax_enable_checks",
-        "jax_enable_custom_prng",
-        "jax_enable_x64",
-        "jax_high_dynamic_range_gumbel",
-        "jax_legacy_prng_key",
-        "jax_numpy_dtype_promotion",
-        "jax_numpy_rank_promotion",
-        "jax_random_seed_offset",
-        "jax_softmax_custom_jvp",
-        "jax_threefry_partitionable",
-    )
-    if hasattr(jax.config, name)
-]
+@jax.tree_util.register_static
+class _Context:
+    """A number for all that JAX keys its traces by besides types: its settings, the sizes of named
+    axes, the mesh, contexts of the user's.
+    """
+
+    def __init__(self, number: int):
+        self.number = number
 
 
-def settings() -> Hashable:
-    """The settings that are part of a program's signature, as they are now."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return (mesh, *(getattr(jax.config, name) for name in _SETTINGS))
+_numbers = itertools.count()
+# `jax.jit` runs this once in each such context, and knows when it is in one of them again.
+_context = jax.jit(lambda: _Context(next(_numbers)), inline=INLINE)
+
+
+def trace_context() -> int:
+    """All that a program depends on besides functions, types and what is static, as a number."""
+    with jax.disable_jit(False):
+        return _context().number
 
 
 def type_of(x: Any) -> tuple[Any, ...]:
@@ -145,6 +136,9 @@ def with_lanes(x: Any, lanes: int, sharding: Any) -> Any:
     """
     aval = _type(x)
     shape = (lanes, *aval.shape)
+    if sharding is None and placement(aval) is not None:
+        spec = PartitionSpec(None, *_spec(aval))
+        return aval.update(shape=shape, sharding=aval.sharding.update(spec=spec))
     if sharding is None:
         return jax.ShapeDtypeStruct(shape, aval.dtype)
     spec = PartitionSpec(*sharding.spec, *[None] * len(aval.shape))

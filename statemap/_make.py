@@ -62,7 +62,7 @@ def make_with_states(make: Callable[P, M]) -> Callable[P, tuple[M, States]]:
     annotation of its field, such as `ParamState[Float[Array, "out in"]]`.
     """
 
-    if not callable(make) or isinstance(make, (eqx.Module, State)):
+    if not callable(make) or is_made(make):
         raise TypeError(
             "`make_with_states` takes what makes a model, a class or a function, and was given "
             f"`{type(make).__name__}`, which is made already.\n"
@@ -95,6 +95,13 @@ def bind(model: M) -> tuple[M, States]:
         return with_fields(leaf, data=None, handle=handle)
 
     return jax.tree.map(to_handle, model, is_leaf=is_state), assemble(items)
+
+
+def is_made(make: Any) -> bool:
+    """Whether something is a model rather than what makes one."""
+    if isinstance(make, eqx.Module) and not hasattr(make, "__func__"):
+        return any(map(is_state, jax.tree.leaves(make, is_leaf=is_state)))
+    return isinstance(make, State)
 
 
 def _refuse_twins(found: list[tuple[Path, State]]) -> None:

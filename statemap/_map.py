@@ -12,6 +12,7 @@ from ._axes import AxisSpec
 from ._devices import DeviceSpec
 from ._errors import near
 from ._init import vmap2_new_states
+from ._make import is_made
 from ._mapping import StatefulMapping
 from ._members import MemberAxes
 from ._options import check_axis_size
@@ -113,7 +114,7 @@ class Map(eqx.Module):
             )
         if behavior == "vmap" and devices is not None:
             raise ValueError("`devices` is for `behavior='pmap'`.")
-        if isinstance(module, eqx.Module) or not callable(module):
+        if is_made(module) or not callable(module):
             raise TypeError(
                 "`Map` makes the model itself, once, for all members.\n"
                 "Wrong:  sm.Map(LIF(3, 4), init_map_size=10)\n"

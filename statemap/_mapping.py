@@ -122,6 +122,7 @@ class StatefulMapping(Generic[P, R]):
         self._function: Function | None = None
         self._programs: Programs | None = None
         self._warm: WarmCall | None = None
+        self._is_frozen = False
         self._static = static_arguments(fn, options.static_argnums, options.static_argnames)
         for attribute in ("__doc__", "__module__"):
             if isinstance(value := getattr(fn, attribute, None), str):
@@ -159,8 +160,9 @@ class StatefulMapping(Generic[P, R]):
         not written in it is the same array as before.
         """
         warm = self._warm
-        if warm is not None and not kwargs and (result := warm(args)) is not None:
-            return result  # pyright: ignore
+        if warm is not None and not kwargs and (self._is_frozen or self._is_as_before()):
+            if (result := warm(args)) is not None:
+                return result  # pyright: ignore
         container = first_argument(args)
         slots, values, frame, extra = pack(container)
         if self._options.donate and type(container) is not States:
@@ -172,7 +174,8 @@ class StatefulMapping(Generic[P, R]):
         call = self._call(slots, values, frame, extra, args[1:], kwargs)
         program, out, new = call.run(donated)
         out = self._finish(out, program) if program.special else out
-        plain = is_plain(args, kwargs) and call.function.is_frozen and not program.inputs.donated
+        self._is_frozen = call.function.is_frozen
+        plain = is_plain(args, kwargs) and not program.inputs.donated
         chosen = self._remember(program, call, args) if plain else None
         if not program.changed and program.devices is None:
             return out, container  # pyright: ignore
@@ -309,20 +312,28 @@ class StatefulMapping(Generic[P, R]):
     def _resolve(self) -> tuple[Function, Programs]:
         """The function, taken apart, and the programs of all equal mappings."""
         function, programs = self._function, self._programs
-        if function is not None and programs is not None and function.is_frozen:
-            return function, programs
-        function = Function(self._fn, self._name)
-        programs, key = Programs.none_yet(_PROGRAMS), None
-        if self._options.is_ours and not function.holds_closure:
-            try:
-                discard = _shared.discard  # when Python exits, the name goes first
-                on_death = lambda _: discard(key)
-                key = (function.key(on_death), self._options.key(on_death))
-                programs = _shared.get(key) or _shared.add(key, programs)
-            except (TypeError, ValueError):  # something static can't be hashed or compared
-                pass
-        self._function, self._programs = function, programs
+        if function is None or not function.is_frozen:
+            function = self._function = Function(self._fn, self._name)
+        if programs is None:
+            programs = self._programs = self._shared_programs(function)
         return function, programs
+
+    def _shared_programs(self, function: Function) -> Programs:
+        programs, key = Programs.none_yet(_PROGRAMS), None
+        if not self._options.is_ours or function.holds_closure:
+            return programs
+        try:
+            discard = _shared.discard  # when Python exits, the name goes first
+            on_death = lambda _: discard(key)
+            key = (function.key(on_death), self._options.key(on_death))
+            return _shared.get(key) or _shared.add(key, programs)
+        except (TypeError, ValueError):  # something static can't be hashed or compared
+            return programs
+
+    def _is_as_before(self) -> bool:
+        """Whether a function whose arrays can change has not changed since the last call."""
+        function = self._function
+        return function is not None and (function.is_frozen or function.is_same(self._fn))
 
     def _warn(self, unexpected: tuple[str, ...]) -> None:
         if self._options.policy == "warn":

@@ -15,10 +15,11 @@ from ._errors import BatchAxisError
 from ._jax import (
     axis_names,
     INLINE,
+    is_variable,
     lanes_sharding,
     lay_lanes,
     ordered_effects,
-    settings,
+    trace_context,
     type_of,
 )
 from ._lane import Lane
@@ -76,13 +77,14 @@ class Program:
         self.lanes, self.inputs, self.devices = run.lanes, inputs, devices
         self.mapping = options.mapping(devices)
         self.chunk_size = options.chunk_size
-        self.settings = settings()
+        self.context = trace_context()
         self._specs, self._axes = slots.specs, run.axes
         self._sharding = lanes_sharding(run.everything, run.axes)
         types = run.lane_types(self._sharding)
         lane = Lane.trace(run.lane, types, function.name, options.axis_name, self.lanes)
         self.may_be_kept = not lane.holds_tracer
         self.outputs, self._out_treedef = run.outputs, run.out_treedef
+        self._refuse_constants(slots, run, lane)
         self._find_rows(options, slots, run, lane)
         self._refuse_effects(options)
 
@@ -96,7 +98,9 @@ class Program:
         self.changed = tuple(sorted(moved))
         self.donated = tuple(i for i in going_in if options.donate and i in moved)
         self.kept = tuple(i for i in going_in if i not in self.donated)
-        self.seen = tuple(sorted(run.seen - set(going_in)))  # whose shapes it depends on besides
+        # Whose shapes it depends on besides: those that the function looks at, or that have lanes.
+        sized = {i for i, axis in enumerate(run.axes_in) if isinstance(axis, int)}
+        self.seen = tuple(sorted((run.seen | sized) - set(going_in)))
         self._seen = [_types(values[i]) for i in self.seen]
         ordered = self.kept + self.donated
         self._types = [
@@ -121,9 +125,12 @@ class Program:
         call.__name__ = call.__qualname__ = function.name
         self.donates = bool(self.donated or inputs.donated)
         self.chosen: Chosen | None = None  # for the fast way
-        self.jitted = jax.jit(call, inline=INLINE)
+        self.is_alone = True  # whether no call of the same structure has other types
+        # On an explicit mesh, an argument that is only counted tells where the lanes lie.
+        unused = self._sharding is not None
+        self.jitted = jax.jit(call, inline=INLINE, keep_unused=unused)
         # Not for use under `grad` and the like, which would donate what they need again.
-        self.donating = jax.jit(call, inline=INLINE, donate_argnums=(2, 3))
+        self.donating = jax.jit(call, inline=INLINE, keep_unused=unused, donate_argnums=(2, 3))
 
     def _find_rows(
         self,
@@ -202,6 +209,21 @@ class Program:
             wanted += [row.result in ("shared", "stacked")] * n
         self._lane, self._used = lane.pruned(wanted)
 
+    def _refuse_constants(self, slots: Slots, run: Run, lane: Lane) -> None:
+        """Refuses a container from outside the lane, given back in the place of that which came
+        in. Of a context, the run itself refuses other shapes.
+        """
+        n_out = sum(not isinstance(o, Static) for o in self.outputs)
+        outside = set(lane.jaxpr.constvars)
+        for slot, at, n, moved in zip(slots.entries, run.starts, run.counts, run.moved):
+            outs = lane.jaxpr.outvars[n_out + at : n_out + at + n]
+            if moved and all(is_variable(var) and var in outside for var in outs):
+                raise ValueError(
+                    f"The function gave the state `{dotted(slot.path)}` back in another shape "
+                    "than it came in, and as it is outside the function: the container to return "
+                    "is made of the one that came in, not of one from outside."
+                )
+
     def _refuse_axis(self, slots: Slots, i: int, row: Row, lane: Lane, outs: list[int]) -> None:
         slot = slots.entries[i]
         if row.result != "stacked":
@@ -236,6 +258,13 @@ class Program:
         when it was traced. For what goes in, `jax.jit` finds that out.
         """
         return all(_types(values[i]) == own for i, own in zip(self.seen, self._seen))
+
+    def takes(self, values: Sequence[Any], arrays: Sequence[Any]) -> bool:
+        """Whether what goes in is of the types that it was when the function was traced."""
+        flat = [*jax.tree.leaves(values), *arrays]
+        return len(flat) == len(self._types) and all(
+            type_of(x) == own for x, own in zip(flat, self._types)
+        )
 
     def place_states(self, values: Sequence[Any]) -> dict[int, Any]:
         """The values that go in, by position, on the devices where the lanes are."""
@@ -290,7 +319,7 @@ class Program:
         leaves = {i: jax.tree.leaves(value) for i, value in given.items()}
         flat = [x for own in leaves.values() for x in own]
         if [*map(type_of, flat), *map(type_of, arrays)] != self._types or (
-            settings() != self.settings
+            trace_context() != self.context
         ):
             raise Retrace
         moved_on: dict[int, jax.Array] = {}

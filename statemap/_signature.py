@@ -5,6 +5,7 @@ keys what is compiled.
 import enum
 import functools
 import inspect
+import operator
 import types
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -230,14 +231,10 @@ class Function:
     def __init__(self, fn: Callable, name: str):
         self.name = name
         # Of a partial, the function is kept apart: in a treedef it would be held for good.
-        self.partial: Callable | None = None
-        tree: Any = fn
-        if isinstance(fn, functools.partial):  # `jax.tree_util.Partial` is one
-            self.partial, tree = fn.func, (fn.args, fn.keywords)
-        elif isinstance(fn, eqx.Module) and hasattr(fn, "__func__"):  # a method of a module
-            self.partial, tree = fn.__func__, ((fn.__self__,), {})  # pyright: ignore
+        self.partial, tree = _apart(fn)
         self.is_frozen = _is_frozen(tree)  # whether its arrays stay the same
         leaves, self.treedef = jax.tree.flatten(tree)
+        self.leaves = None if self.is_frozen else leaves
         self.statics = tuple(_marker(x) for x in leaves)
         self.arrays = [x for x, s in zip(leaves, self.statics) if isinstance(s, _Dynamic)]
 
@@ -257,12 +254,35 @@ class Function:
         partial = by_identity(self.partial, on_death)
         return partial, repr(self.treedef), self.treedef, statics
 
+    def is_same(self, fn: Callable) -> bool:
+        """Whether a function has the very leaves that this one had."""
+        partial, tree = _apart(fn)
+        leaves, treedef = jax.tree.flatten(tree)
+        known = self.leaves or []
+        same = len(leaves) == len(known) and all(map(operator.is_, leaves, known))
+        return same and partial is self.partial and treedef == self.treedef
+
+    @property
+    def structure(self) -> Hashable:
+        """What of a function that can change a program depends on, besides its arrays."""
+        statics = tuple(by_identity(s, None) for s in self.statics)
+        return None if self.is_frozen else (repr(self.treedef), self.treedef, statics)
+
     @property
     def holds_closure(self) -> bool:
         """Whether the structure has a closure in it, such as one in a static field: a key would
         hold it for good.
         """
         return _holds_closure(self.treedef)
+
+
+def _apart(fn: Any) -> tuple[Callable | None, Any]:
+    """The function of a partial or of a method, and what it binds; or None and the function."""
+    if isinstance(fn, functools.partial):  # `jax.tree_util.Partial` is one
+        return fn.func, (fn.args, fn.keywords)
+    if isinstance(fn, eqx.Module) and hasattr(fn, "__func__"):  # a method of a module
+        return fn.__func__, ((fn.__self__,), {})  # pyright: ignore
+    return None, fn
 
 
 def _holds_closure(tree: Any) -> bool:

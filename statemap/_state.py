@@ -169,7 +169,7 @@ class State(eqx.Module, Generic[T]):
         __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _no_array
         __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = _no_array
         __lt__ = __le__ = __gt__ = __ge__ = __and__ = __rand__ = __or__ = __ror__ = _no_array
-        __float__ = __int__ = __getitem__ = _no_array
+        __float__ = __int__ = _no_array
 
     def encode(self, value: Any) -> PyTree:
         """From what a user gives to what is stored."""

@@ -62,6 +62,7 @@ def warm_call(
     donates = bool(program.donated)
     jitted, donating = program.jitted, program.donating
     special, seen = program.special, bool(program.seen)
+    marks = bool(program.moved_paths)  # which only the general way does, for a mapping around
     update = _update(chosen, program.changed)
 
     def call(args: tuple) -> tuple[Any, States] | None:
@@ -74,6 +75,12 @@ def warm_call(
             if type(x) is not array_type:
                 return None
         before, base = states._values, None
+        if (
+            type(before) is not tuple
+            and type(before) is not Overlay
+            or (marks and not is_base_trace())
+        ):
+            return None
         if type(before) is Overlay and before.chosen is chosen:
             values, base = before.values, before.base
             if shardings is not None:
@@ -89,6 +96,8 @@ def warm_call(
         given = values[:n_inputs] if more else values
         if function_arrays:
             rest += function_arrays
+        if not program.is_alone and not program.takes(given, rest):
+            return None
         try:
             if donates:
                 if not is_base_trace():

@@ -88,18 +88,30 @@ def test_make_user_context():
     assert len(runs) == 2
 
 
-@pytest.mark.parametrize("name", _jax._SETTINGS)
-def test_settings(name):
-    assert hasattr(jax.config, name)
-
-
-def test_a_setting_is_part_of_the_signature():
-    before = _jax.settings()
-    with jax.default_matmul_precision("highest"):
-        assert _jax.settings() != before
-    with jax.enable_x64(True):
-        assert _jax.settings() != before
-    assert _jax.settings() == before
+def test_the_trace_context():
+    """A number for settings, sizes of named axes, meshes and contexts of the user's, the same
+    inside a trace and outside, and without a trace of itself in the program.
+    """
+    before = _jax.trace_context()
+    assert before == _jax.trace_context()
+    inside = []
+    jax.jit(lambda x: inside.append(_jax.trace_context()) or x)(X)
+    assert inside == [before]
+    named = lambda n: jax.vmap(lambda x: _jax.trace_context() + 0 * x, axis_name="o")(jnp.ones(n))
+    three, five = named(3)[0], named(5)[0]
+    assert three != five and before not in (three, five) and named(3)[0] == three
+    found = []
+    for around in (
+        jax.enable_x64(True),
+        jax.default_matmul_precision("highest"),
+        jax.set_mesh(jax.make_mesh((8,), ("d",))),
+    ):
+        with around:
+            found.append(_jax.trace_context())
+    assert len({before, *found}) == 4
+    with jax.disable_jit():
+        assert _jax.trace_context() == before
+    assert not jax.make_jaxpr(lambda x: (_jax.trace_context(), x)[1])(X).jaxpr.eqns
 
 
 def test_while():

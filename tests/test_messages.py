@@ -97,7 +97,6 @@ def test_states_and_handles_are_no_arrays(made):
         lambda: 1.0 - model.v,
         lambda: X @ model.v,
         lambda: model.v > 0,
-        lambda: model.v[0],
         lambda: -model.v,
     ):
         with pytest.raises(TypeError, match=r"is no array.*\n.*\n.*states\[self.v\]"):

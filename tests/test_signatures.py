@@ -166,7 +166,7 @@ def test_cache_keys_of_what_python_has_equal():
     mapping = sm.vmap2(lambda s, x, n: (x, s), static_argnums=1)
     keys = [mapping.get_arg_cache_key(sm.States(), XS, n) for n in (1, 1.0, True)]
     loose = sm.vmap2(lambda s, x, n: (x, s))
-    more = [loose.get_arg_cache_key(sm.States(), XS, [n]) for n in (1, 1.0, True, "1")]
+    more = [loose.get_arg_cache_key(sm.States(), XS, (n,)) for n in (1, 1.0, True, "1")]
     for some in (keys, more):
         assert len(set(some)) == len(some)
     assert keys[0] == mapping.get_arg_cache_key(sm.States(), XS, 1)
