@@ -9,7 +9,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ._jax import on_axis
 from ._state_axes import Axis
@@ -21,7 +21,9 @@ DeviceSpec = Sequence[jax.Device] | Mesh | None
 class Devices:
     """A mesh, and the axis or axes of it that the lanes are laid over."""
 
-    def __init__(self, mesh: Mesh, axis: Hashable | tuple[Hashable, ...], adopts: bool = False):
+    def __init__(
+        self, mesh: Mesh | AbstractMesh, axis: Hashable | tuple[Hashable, ...], adopts: bool = False
+    ):
         """**Arguments:**
 
         - `mesh`, `axis`: the mesh, and its axis or axes.
