@@ -123,6 +123,8 @@ class Call:
         return jitted.trace(*self._given(program, donates))
 
     def _given(self, program: Program, donates: bool) -> tuple[Any, ...]:
+        if program.devices is None and not program.donates:
+            return tuple(map(self.values.__getitem__, program.kept)), tuple(self.arrays)
         self.placed = program.place_states(self.values)
         return program.given(self.placed, program.place_arrays(self.arrays), donates)
 
@@ -131,7 +133,6 @@ class Call:
         values = tuple(self.values)
         types = tuple(map(type_of, [*jax.tree.leaves(values), *self.arrays]))
         key = (self.structure, types, trace_context())
-        self._hashable(key)
 
         def make() -> tuple[Program, bool]:
             program = Program(
@@ -156,8 +157,11 @@ class Call:
 
     def _last(self) -> Program | None:
         """The program that was used last for a call of this structure."""
-        self._hashable(self.structure)
-        program = self.programs.last.get(self.structure)
+        try:
+            program = self.programs.last.get(self.structure)
+        except TypeError:
+            refuse_unhashable(self.frame, self.inputs[1])
+            raise
         if program is None or not program.fits(self.values):
             return None
         if program.is_alone or self.devices is not None:
@@ -179,13 +183,6 @@ class Call:
                 "Right:  mapped(states, jnp.array([1.0, 2.0]))\n"
                 "If every lane is to get the list, give it None in `in_axes`."
             )
-
-    def _hashable(self, key: Any) -> None:
-        try:
-            hash(key)
-        except TypeError:
-            refuse_unhashable(self.frame, self.inputs[1])
-            raise
 
     def _is_explicit(self, devices: Devices) -> bool:
         """Whether moving what goes in changes its types."""

@@ -265,8 +265,10 @@ class Function:
     @property
     def structure(self) -> Hashable:
         """What of a function that can change a program depends on, besides its arrays."""
+        if self.is_frozen:
+            return None
         statics = tuple(by_identity(s, None) for s in self.statics)
-        return None if self.is_frozen else (repr(self.treedef), self.treedef, statics)
+        return repr(self.treedef), self.treedef, statics
 
     @property
     def holds_closure(self) -> bool:
