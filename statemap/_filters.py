@@ -7,6 +7,9 @@ import dataclasses
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any as AnyType, cast
 
+import equinox as eqx
+import jax
+
 from ._exact import by_identity
 from ._state import NonBatchState, State
 from ._values import dotted, Path
@@ -227,7 +230,23 @@ def to_predicate(filter: Filter) -> Predicate:
             raise TypeError(
                 f"`{filter.__name__}` is a filter once called: `{filter.__name__}(...)`."
             )
+        if (
+            filter.__module__ == "builtins"
+            or issubclass(filter, (eqx.Module, jax.Array))
+            and (not issubclass(filter, State))
+        ):
+            raise TypeError(
+                f"`{filter.__name__}` is no kind of State, and matches none.\n"
+                "Wrong:  {0: LIF}\n"
+                'Right:  {0: sm.ParamState}, or `sm.PathContains("v")` for a field'
+            )
         return OfType(filter)
+    if isinstance(filter, eqx.Module) and not isinstance(filter, State):
+        raise TypeError(
+            f"A model, `{type(filter).__name__}`, is no filter; its handles are.\n"
+            "Wrong:  {0: model}\n"
+            "Right:  {0: [model.v, model.w]}, or {0: ...} for all states"
+        )
     if isinstance(filter, State):
         if filter.handle is None and filter.name is None:
             raise TypeError(

@@ -18,6 +18,7 @@ from ._filters import (
     show_filter,
     to_predicate,
     wanted,
+    WithTag,
 )
 from ._slots import Slots
 from ._state import NonBatchState
@@ -127,7 +128,10 @@ class StateAxes:
                 *(state.tag for state in states if state.tag is not None),
                 *(slot.kind.__name__ for slot in slots.entries),
             }
-            close = near(wanted(entry.predicate), sorted(known), holds="There are")
+            name = wanted(entry.predicate)
+            close = near(name, sorted(known), holds="There are")
+            if isinstance(entry.predicate, WithTag) and name in known:
+                close = f" A string is a tag; for what is at the path: `sm.PathContains({name!r})`."
             warnings.warn(
                 f"The filter `{show_filter(entry.predicate)}`, listed under {entry.axis} in "
                 f"`{self.parameter}`, matches no state of the context.{close}",

@@ -140,6 +140,13 @@ class States:
             "Right:  states = states.set(key, value)"
         )
 
+    def __delitem__(self, key: Any) -> None:
+        raise TypeError(
+            "A context is immutable.\n"
+            "Wrong:  del states[key]\n"
+            "Right:  states = states.select(sm.Not(...)), with a filter for what is to go"
+        )
+
     @overload
     def __getitem__(self, key: State[T]) -> T: ...
 
@@ -199,6 +206,12 @@ class States:
         for key, value in values.items():
             i = slots.find(key)
             path = dotted(slots.entries[i].path)
+            if isinstance(value, State):
+                raise TypeError(
+                    f"The state `{path}` was given a {type(value).__name__}, and takes its value.\n"
+                    "Wrong:  states.set(key, sm.ShortTermState(x))\n"
+                    "Right:  states.set(key, x)"
+                )
             new[i] = own(fit(self._values[i], slots.encode(i, value), path))
         return make_states(slots, replaced(self._values, new))
 

@@ -55,6 +55,12 @@ def next_key(states: States, rng: Key) -> tuple[jax.Array, States]:
             "Wrong:  sm.random.normal(key, (3,))\n"
             "Right:  x, states = sm.random.normal(states, rng, (3,))"
         )
+    if isinstance(rng, tuple) and all(isinstance(k, int) for k in rng) and rng not in states:
+        raise TypeError(
+            f"A draw takes the random state second, and was given {rng!r}.\n"
+            "Wrong:  sm.random.normal(states, (3,))\n"
+            "Right:  x, states = sm.random.normal(states, rng, (3,))"
+        )
     i = states._slots.find(rng)
     slot = states._slots.entries[i]
     path = dotted(slot.path)

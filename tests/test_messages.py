@@ -66,6 +66,12 @@ MISTAKES = {
     "sm.OfType('X')": "TypeError `OfType` takes a kind of State, a class, not 'X'",
     "states.update([('v', 1)])": "TypeError `update` takes new values by state, not a list",
     "states.merge({'v': 1})": "TypeError `merge` takes another context, not a dict",
+    "sm.vmap2(keep, state_in_axes={0: int})": "TypeError `int` is no kind of State",
+    "sm.vmap2(keep, state_in_axes={0: M})": "TypeError `M` is no kind of State",
+    "sm.vmap2(keep, state_in_axes={0: sm.make_with_states(M)()[0]})": "`M`, is no filter",
+    "states.__delitem__('v')": "TypeError A context is immutable",
+    "states.set('v', sm.ShortTermState(jnp.ones(3)))": "TypeError The state `v` was given a Sh",
+    "sm.random.normal(states, (3,))": "TypeError A draw takes the random state second",
     "sm.pmap2(keep, devices=2)": "TypeError `devices` is a list of devices or a mesh, not 2",
     "sm.pmap2(keep, devices='cpu')": "TypeError `devices` is a list of devices or a mesh",
     "sm.pmap2(keep, devices=[1])": "TypeError `devices` holds 1, which is no device",
@@ -110,6 +116,7 @@ def test_filters_that_match_nothing():
     states = sm.States(speed=sm.ShortTermState(X, tag="slow"))
     for spec, said in [
         ({0: "slwo"}, r"WithTag\('slwo'\)`, listed under 0 in `state_in_axes`.*mean `slow`"),
+        ({0: "speed"}, r"A string is a tag; .*`sm.PathContains\('speed'\)`"),
         ({0: sm.PathContains("sped")}, r"PathContains\('sped'\).*mean `speed`"),
     ]:
         with pytest.warns(UserWarning, match=said):
