@@ -4,9 +4,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
-import numpy as np
 
 from ._axes import move_axis, normalise
 from ._container import AnyFrame
@@ -25,7 +23,7 @@ from ._jax import (
 from ._lane import Lane
 from ._options import Options
 from ._overlay import Chosen
-from ._rows import asks, place, Row
+from ._rows import asks, place, Row, show_shapes
 from ._run import located, Run
 from ._signature import Function, Inputs, Static
 from ._slots import Slots
@@ -184,7 +182,7 @@ class Program:
             row = Row(
                 path=dotted(slot.path),
                 kind=slot.kind.__name__,
-                shape=_shapes(run.leaves[i]),
+                shape=show_shapes(run.leaves[i]),
                 read=read[i],
                 written=used if run.axes_in[i] == "split" else written[i],
                 axis_in=run.axes_in[i],
@@ -389,21 +387,3 @@ class Program:
 
 def _types(value: Any) -> list[tuple[Any, ...]]:
     return [type_of(x) for x in jax.tree.leaves(value)]
-
-
-def _shapes(leaves: Sequence[Any]) -> str:
-    shown = [_shape(np.shape(x), jax.typeof(x).dtype) for x in leaves[:3]]
-    return ", ".join(shown) + (f", ... ({len(leaves)} arrays)" if len(leaves) > 3 else "")
-
-
-_shown: dict[Any, str] = {}
-
-
-def _shape(shape: tuple[int, ...], dtype: Any) -> str:
-    found = _shown.get((shape, dtype))
-    if found is None:
-        if len(_shown) > 4096:
-            _shown.clear()
-        struct = jax.ShapeDtypeStruct(shape, dtype)
-        found = _shown[shape, dtype] = eqx.tree_pformat(struct, struct_as_array=True)
-    return found

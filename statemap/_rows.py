@@ -1,6 +1,11 @@
 """The table of the concepts page: what a mapping does with each state, and why."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
 
 from ._errors import BatchAxisError
 from ._filters import is_internal, show_filter
@@ -124,3 +129,22 @@ def place(row: Row, goes: Listed | None, differs: bool, policy: str, is_alone: b
 def _listed(goes: Listed) -> str:
     by = "" if is_internal(goes.predicate) else f", {show_filter(goes.predicate)}"
     return f"listed under {goes.axis} in `state_out_axes`{by}"
+
+
+def show_shapes(leaves: Sequence[Any]) -> str:
+    """The dtypes and shapes of a value's arrays, for its row."""
+    shown = [_shape(np.shape(x), jax.typeof(x).dtype) for x in leaves[:3]]
+    return ", ".join(shown) + (f", ... ({len(leaves)} arrays)" if len(leaves) > 3 else "")
+
+
+_shown: dict[Any, str] = {}
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> str:
+    found = _shown.get((shape, dtype))
+    if found is None:
+        if len(_shown) > 4096:
+            _shown.clear()
+        struct = jax.ShapeDtypeStruct(shape, dtype)
+        found = _shown[shape, dtype] = eqx.tree_pformat(struct, struct_as_array=True)
+    return found

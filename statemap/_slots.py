@@ -202,6 +202,44 @@ def path_order(path: Path) -> tuple:
     return tuple((0, k, "") if isinstance(k, int) else (1, 0, str(k)) for k in path)
 
 
+def in_order(items: list[tuple[Slot, Any]]) -> list[tuple[Slot, Any]]:
+    """Slots and their values in the order of their paths.
+
+    **Raises:**
+
+    `ValueError` if two have the same path or name, or paths that are written alike.
+    """
+    items = sorted(items, key=lambda item: path_order(item[0].path))
+    owners: dict[str, Path] = {}
+    written: dict[str, Path] = {}
+    for slot, _ in items:
+        text = dotted(slot.path)
+        if text in written:
+            if written[text] == slot.path and exact(written[text]) == exact(slot.path):
+                raise ValueError(f"Two states have the path `{text}`.")
+            raise ValueError(
+                f"Two states have paths that are written alike, `{text}`: {written[text]!r} and "
+                f"{slot.path!r}. Rename one of them."
+            )
+        written[text] = slot.path
+    for slot, _ in items:
+        if slot.name is not None:
+            if slot.name in owners:
+                raise ValueError(
+                    f"Two states have the name {slot.name!r}: `{dotted(owners[slot.name])}` and "
+                    f"`{dotted(slot.path)}`. A name is unique in its context."
+                )
+            owners[slot.name] = slot.path
+    for slot, _ in items:
+        other = owners.get(text := dotted(slot.path))
+        if other is not None and other != slot.path:
+            raise ValueError(
+                f"The state `{dotted(other)}` has the name {text!r}, which is the path of another "
+                "state."
+            )
+    return items
+
+
 def collect(found: Iterable[tuple[Path, State]], model: str | None) -> list[tuple[Slot, Any]]:
     """The slots and values of States found at paths. A State at two paths is one slot."""
     places: dict[int, tuple[State, list[Path]]] = {}

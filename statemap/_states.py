@@ -9,10 +9,9 @@ import wadler_lindig as wl
 from jaxtyping import PyTree
 
 from ._errors import near
-from ._exact import exact
 from ._filters import Filter, to_predicate
 from ._overlay import moved_of, replaced, Watched, with_moved
-from ._slots import collect, find_states, intern_slots, owner, path_order, Slot, Slots
+from ._slots import collect, find_states, in_order, intern_slots, owner, Slot, Slots
 from ._state import is_state, State
 from ._values import dotted, fit, own, Path
 
@@ -22,34 +21,7 @@ T = TypeVar("T")
 
 def assemble(items: list[tuple[Slot, Any]]) -> "States":
     """A context from slots and their values, in canonical order."""
-    items = sorted(items, key=lambda item: path_order(item[0].path))
-    owners: dict[str, Path] = {}
-    written: dict[str, Path] = {}
-    for slot, _ in items:
-        text = dotted(slot.path)
-        if text in written:
-            if written[text] == slot.path and exact(written[text]) == exact(slot.path):
-                raise ValueError(f"Two states have the path `{text}`.")
-            raise ValueError(
-                f"Two states have paths that are written alike, `{text}`: {written[text]!r} and "
-                f"{slot.path!r}. Rename one of them."
-            )
-        written[text] = slot.path
-    for slot, _ in items:
-        if slot.name is not None:
-            if slot.name in owners:
-                raise ValueError(
-                    f"Two states have the name {slot.name!r}: `{dotted(owners[slot.name])}` and "
-                    f"`{dotted(slot.path)}`. A name is unique in its context."
-                )
-            owners[slot.name] = slot.path
-    for slot, _ in items:
-        other = owners.get(text := dotted(slot.path))
-        if other is not None and other != slot.path:
-            raise ValueError(
-                f"The state `{dotted(other)}` has the name {text!r}, which is the path of another "
-                "state."
-            )
+    items = in_order(items)
     slots = intern_slots(tuple(slot for slot, _ in items))
     return make_states(slots, tuple(value for _, value in items))
 
