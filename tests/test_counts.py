@@ -170,7 +170,7 @@ def test_live_arrays_after_many_calls():
     for _ in range(1000):
         out, states = mapping(states, x)
     gc.collect()
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before  # fewer where garbage of other tests goes
 
 
 def test_donated_bytes():

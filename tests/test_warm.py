@@ -196,7 +196,7 @@ def test_old_values_are_freed():
     for _ in range(1000):
         _, states = mapping(states, x)
     gc.collect()
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before  # fewer where garbage of other tests goes
 
 
 @pytest.mark.parametrize("mapping", [sm.vmap2, sm.pmap2])
