@@ -14,6 +14,7 @@ from ._exact import exact
 from ._jax import is_base_trace, placement, trace_context, type_of
 from ._options import Options
 from ._program import Program, Retrace
+from ._run import Run
 from ._signature import Function, Inputs, mark_static, split_leaves
 from ._slots import Slots
 from ._states import States
@@ -95,7 +96,7 @@ class Call:
         if program is not None:
             try:
                 return program, *self._run(program, context)
-            except Retrace:  # other shapes, or settings of JAX
+            except Retrace:  # other shapes, or another trace context
                 pass
         program = self.program()
         return program, *self._run(program, context)
@@ -135,7 +136,7 @@ class Call:
         key = (self.structure, types, trace_context())
 
         def make() -> tuple[Program, bool]:
-            program = Program(
+            run = Run(
                 self.options,
                 self.devices,
                 self.function,
@@ -145,6 +146,7 @@ class Call:
                 values,
                 self.arrays,
             )
+            program = Program(run)
             return program, program.may_be_kept
 
         program = self.programs.made.get(key) or self.programs.made.make(key, make)

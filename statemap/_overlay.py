@@ -73,25 +73,22 @@ class Watched(Sequence[Any]):
     can its program depend.
     """
 
-    __slots__ = ("every", "moved", "seen", "unlisted")
+    __slots__ = ("every", "seen", "unlisted")
 
     def __init__(
         self,
         every: Sequence[Any],
         seen: set[int],
         unlisted: frozenset[int],
-        moved: frozenset[Any] = frozenset(),
     ):
         """**Arguments:**
 
         - `seen`: where it is noted.
         - `unlisted`: the positions of the states that no filter of the mapping lists.
-        - `moved`: as for `Moved`.
         """
         self.every = every
         self.seen = seen
         self.unlisted = unlisted
-        self.moved = moved
 
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, int) and i >= 0:
@@ -142,7 +139,7 @@ class Moved(tuple[Any, ...]):
 
 def moved_of(values: Sequence[Any]) -> frozenset[Any]:
     """The paths of the states that a mapping inside the lane has moved."""
-    return values.moved if isinstance(values, (Moved, Watched)) else frozenset()
+    return values.moved if isinstance(values, Moved) else frozenset()
 
 
 def with_moved(values: Sequence[Any], moved: frozenset[Any]) -> Sequence[Any]:
@@ -160,5 +157,5 @@ def replaced(values: Sequence[Any], new: dict[int, Any]) -> Sequence[Any]:
     for i, value in new.items():
         every[i] = value
     if isinstance(values, Watched):
-        return Watched(tuple(every), values.seen, values.unlisted, values.moved)
+        return Watched(tuple(every), values.seen, values.unlisted)
     return with_moved(tuple(every), moved_of(values))

@@ -7,8 +7,6 @@ from typing import Any
 import jax
 
 from ._axes import move_axis, normalise
-from ._container import AnyFrame
-from ._devices import Devices
 from ._errors import BatchAxisError
 from ._jax import (
     axis_names,
@@ -25,7 +23,7 @@ from ._options import Options
 from ._overlay import Chosen
 from ._rows import asks, place, Row, show_shapes
 from ._run import located, Run
-from ._signature import Function, Inputs, Static
+from ._signature import Static
 from ._slots import Slots
 from ._state import NonBatchState, RandomState
 from ._streams import split_lanes
@@ -41,7 +39,7 @@ class Retrace(Exception):
 
 class Program:
     """What a mapping does for one signature: one function, set of options, set of slots, and
-    shapes and dtypes of all that goes in, under one set of JAX's settings.
+    shapes and dtypes of all that goes in, in one trace context of JAX's.
 
     `rows` tells what becomes of each state, and is what the call obeys. `jitted` takes the states
     in `kept`, then all other arrays, then what is donated; it returns the output, and the new
@@ -49,29 +47,19 @@ class Program:
     user's: what was traced of these is in the lane's program.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        devices: Devices | None,
-        function: Function,
-        inputs: Inputs,
-        slots: Slots,
-        frame: AnyFrame,
-        values: Sequence[Any],
-        arrays: list[Any],
-    ):
+    def __init__(self, run: Run):
         """Runs the function once, abstractly.
 
         **Arguments:**
 
-        - `values`: of all states.
-        - `arrays`: the arrays of the arguments, of the container and of the function.
+        - `run`: what goes into it.
 
         **Raises:**
 
         Whatever can be wrong with axes, sizes, and what the function returns.
         """
-        run = Run(options, devices, function, inputs, slots, frame, values, arrays)
+        options, devices, function = run.options, run.devices, run.function
+        inputs, slots = run.inputs, run.slots
         self.lanes, self.inputs, self.devices = run.lanes, inputs, devices
         self.mapping = options.mapping(devices)
         self.chunk_size = options.chunk_size
@@ -83,7 +71,7 @@ class Program:
         self.may_be_kept = not lane.holds_tracer
         self.outputs, self._out_treedef = run.outputs, run.out_treedef
         self._refuse_constants(slots, run, lane)
-        self._find_rows(options, slots, run, lane)
+        self._find_rows(run, lane)
         self._refuse_effects(options)
 
         starts = run.starts
@@ -99,11 +87,11 @@ class Program:
         # Whose shapes it depends on besides: those that the function looks at, or that have lanes.
         sized = {i for i, axis in enumerate(run.axes_in) if isinstance(axis, int)}
         self.seen = tuple(sorted((run.seen | sized) - set(going_in)))
-        self._seen = [_types(values[i]) for i in self.seen]
+        self._seen = [_types(run.leaves[i]) for i in self.seen]
         ordered = self.kept + self.donated
         self._types = [
-            *(s for i in ordered for s in _types(values[i])),
-            *map(type_of, arrays),
+            *(s for i in ordered for s in _types(run.leaves[i])),
+            *map(type_of, run.everything[starts[-1] :]),
         ]
         self._treedefs, self._counts, self._starts = run.treedefs, run.counts, starts
         self.moved_paths = frozenset(
@@ -130,14 +118,9 @@ class Program:
         # Not for use under `grad` and the like, which would donate what they need again.
         self.donating = jax.jit(call, inline=INLINE, keep_unused=unused, donate_argnums=(2, 3))
 
-    def _find_rows(
-        self,
-        options: Options,
-        slots: Slots,
-        run: Run,
-        lane: Lane,
-    ) -> None:
+    def _find_rows(self, run: Run, lane: Lane) -> None:
         """What becomes of each state; and the lane's program of what comes out alone."""
+        options, slots = run.options, run.slots
         arrays_out = [o for o in self.outputs if not isinstance(o, Static)]
         n_out, starts = len(arrays_out), run.starts
         flow = lane.flow()

@@ -61,7 +61,8 @@ class Run:
         `ValueError` for an axis that an argument lacks, lane counts that differ or can't be told;
         `BatchAxisError` for an axis that a state lacks.
         """
-        self.options, self.function, self.inputs = options, function, inputs
+        self.options, self.devices = options, devices
+        self.function, self.inputs = function, inputs
         self.slots, self.frame = slots, frame
         self.seen: set[int] = set()  # the states that the function looks at
         sizes: list[tuple[str, int]] = []

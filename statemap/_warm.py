@@ -3,7 +3,8 @@
 It goes past flattening and look-ups, and only checks that the slots are the same and that the
 arguments are as many arrays, each given by itself. Their shapes and dtypes `jax.jit` looks up; if
 they are others, the program refuses to be traced again, and the general way finds the one for
-them. What it does, the general way (`StatefulMapping.__call__`) does, too.
+them. What it does, the general way (`StatefulMapping.__call__`) does, too, and besides marks what
+a mapping inside a lane has moved; such calls are left to it.
 """
 
 import operator
