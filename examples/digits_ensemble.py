@@ -65,12 +65,7 @@ class Classifier(eqx.Module):
             return states.set(self.hidden, states[self.cell](row, states[self.hidden])), None
 
         states, _ = jax.lax.scan(read_row, states, image)
-        features = states[self.hidden]
-        # The next image starts afresh. As every image leaves the same zeros behind, the batch goes
-        # on sharing one hidden state.
-        states = states.set(self.hidden, jnp.zeros(HIDDEN))
-
-        features, states = self.normalise(states, features, train)
+        features, states = self.normalise(states, states[self.hidden], train)
         if train:  # every image draws its own mask, and the member's stream moves on once
             keep, states = sm.random.bernoulli(states, self.rng, 1 - DROPOUT, features.shape)
             features = jnp.where(keep, features / (1 - DROPOUT), 0.0)
@@ -95,7 +90,8 @@ def make_ensemble(key):
     make = sm.make_with_states(Classifier)
     model, states = eqx.filter_vmap(lambda key: make(key=key))(jr.split(key, MEMBERS))
     # Inside, over images: they share all states, but draw from random streams of their own.
-    member = sm.vmap2(model, axis_name="batch")
+    # What an image leaves in the hidden state matters within the call alone.
+    member = sm.vmap2(model, axis_name="batch", state_out_axes={sm.Restore: sm.HiddenState})
     # Outside, over members: each has its own part of every state (`...`) and sees all images.
     return sm.vmap2(member, in_axes=None, state_in_axes={0: ...}), states
 

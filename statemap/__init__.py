@@ -26,6 +26,7 @@ from ._mapping import StatefulMapping as StatefulMapping
 from ._members import lane as lane, MemberAxes as MemberAxes, stack as stack, unstack as unstack
 from ._plan import Plan as Plan
 from ._pmap import pmap2 as pmap2, pmap2_new_states as pmap2_new_states
+from ._rules import Reduce as Reduce, Restore as Restore
 from ._state import (
     BatchState as BatchState,
     HiddenState as HiddenState,

@@ -1,31 +1,36 @@
 """Mapping in chunks: a few lanes at a time, in a scan inside the compiled call."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ._jax import gather_lanes
+from ._reduce import Reduction
 
 
 def in_chunks(
-    mapping: Callable[..., Any], chunk_size: int, shared: Sequence[Any]
+    mapping: Callable[..., Any],
+    chunk_size: int,
+    shared: Sequence[Any],
+    reduced: Mapping[int, tuple[Reduction, Any]],
 ) -> Callable[..., Any]:
     """What maps `chunk_size` lanes at a time, in the form that `Lane.over` calls.
 
     **Arguments:**
 
+    - `chunk_size`: fewer than there are lanes.
     - `shared`: the shapes and dtypes of what all lanes share.
+    - `reduced`: by its position among what the lanes return, what is reduced over them, with its
+        shape and dtype in a lane. It comes back as what all lanes amount to.
 
     All chunks have one size, so that the program is mapped once: where the chunks do not come out
     even, the last one begins earlier, and what it computes a second time is dropped.
     """
 
     def chunked(fn: Callable[..., Any], *, in_axes: Any, out_axes: Any, axis_size: int) -> Any:
-        if chunk_size >= axis_size:
-            return mapping(fn, in_axes=in_axes, out_axes=out_axes, axis_size=axis_size)
         one = mapping(fn, in_axes=in_axes, out_axes=out_axes, axis_size=chunk_size)
 
         def mapped(arrays: list[jax.Array]) -> Any:
@@ -36,14 +41,26 @@ def in_chunks(
                 piece = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=chunk_size)
                 return [piece(x, start, axis=a) for x, a in zip(arrays, axes)]
 
-            def step(_: list[jax.Array], start: jax.Array) -> Any:
+            def step(carry: Any, first: jax.Array) -> Any:
+                start = jnp.minimum(first, axis_size - chunk_size)
                 stacked, alike = one(take(start))
-                return alike, stacked
+                # Lanes before the first of this chunk were counted by the chunk before.
+                is_even = axis_size % chunk_size == 0
+                counted = None if is_even else start + jnp.arange(chunk_size) >= first
+                amounts = [
+                    reduction.join(so_far, reduction.part(stacked[k], counted))
+                    for so_far, (k, (reduction, _)) in zip(carry[1], reduced.items())
+                ]
+                rest = [x for k, x in enumerate(stacked) if k not in reduced]
+                return (alike, amounts), rest
 
-            n = -(-axis_size // chunk_size)
-            starts = jnp.minimum(jnp.arange(n) * chunk_size, axis_size - chunk_size)
-            alike, stacked = jax.lax.scan(step, [_empty(x) for x in shared], starts)
-            return [_join(x, axis_size) for x in stacked], alike
+            empty = [reduction.empty(x.shape) for reduction, x in reduced.values()]
+            firsts = jnp.arange(0, axis_size, chunk_size)
+            first = ([_empty(x) for x in shared], empty)
+            (alike, amounts), rest = jax.lax.scan(step, first, firsts)
+            amount, other = iter(amounts), (_join(x, axis_size) for x in rest)
+            n = len(rest) + len(amounts)
+            return [next(amount if k in reduced else other) for k in range(n)], alike
 
         return mapped
 

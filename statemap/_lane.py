@@ -6,7 +6,8 @@ passes on. Then the program is mapped, whole, by chunks or over a mesh.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from ._chunks import in_chunks
 from ._errors import BatchAxisError
 from ._flow import Flow, forwarded
 from ._jax import dce_jaxpr, eval_jaxpr, lay_lanes, make_jaxpr
+from ._reduce import Reduction
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +87,7 @@ class Lane:
         lanes: int,
         lanes_sharding: Any,
         chunk_size: int | None = None,
+        reductions: Mapping[int, Reduction] = MappingProxyType({}),
     ) -> list[Any]:
         """The outputs of all lanes.
 
@@ -97,7 +100,9 @@ class Lane:
             axis 0. The others all lanes share.
         - `lanes_sharding`: how lanes lie over an explicit mesh.
         - `chunk_size`: how many lanes at a time; all by default.
+        - `reductions`: of the outputs that differ, those that come out reduced over the lanes.
         """
+        chunk_size = None if chunk_size is None or chunk_size >= lanes else chunk_size
         shared = sorted(set(range(len(self.jaxpr.outvars))) - set(stacked))
 
         def one(mapped: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -106,18 +111,26 @@ class Lane:
             return [flat[k] for k in stacked], [flat[k] for k in shared]
 
         if chunk_size is not None:
-            mapping = in_chunks(mapping, chunk_size, [self.jaxpr.outvars[k].aval for k in shared])
+            out = [var.aval for var in self.jaxpr.outvars]
+            reduced = {p: (reductions[k], out[k]) for p, k in enumerate(stacked) if k in reductions}
+            mapping = in_chunks(mapping, chunk_size, [out[k] for k in shared], reduced)
         mapped = [x for x, a in zip(arrays, axes) if a is not None]
         in_axes = [a for a in axes if a is not None]
         if not mapped:  # there is something to map, always
             mapped, in_axes = [lay_lanes(jnp.arange(lanes), lanes_sharding)], [0]
         mapped_fn = mapping(one, in_axes=(in_axes,), out_axes=(0, None), axis_size=lanes)
         many, alike = mapped_fn(mapped)
-        self._check(stacked, many, (lanes,))
-        self._check(shared, alike, ())
-        if chunk_size is not None:
-            many = [lay_lanes(x, lanes_sharding) for x in many]
         found = dict(zip(stacked, many)) | dict(zip(shared, alike))
+        self._check(shared, alike, ())
+        for k, x in zip(stacked, many):
+            if chunk_size is not None and k in reductions:
+                found[k] = reductions[k].end(x)
+                continue
+            self._check([k], [x], (lanes,))
+            if k in reductions:
+                found[k] = reductions[k].end(reductions[k].part(x))
+            elif chunk_size is not None:
+                found[k] = lay_lanes(x, lanes_sharding)
         # A literal of the program is no array yet.
         return [jnp.asarray(found[k]) for k in range(len(found))]
 

@@ -96,7 +96,7 @@ class Map(eqx.Module):
         - `axis_name`, `spmd_axis_name`: names for the members' axis, in initialisation, calls
             and `map`.
         - `call_state_axes`: axes of states in calls, where they are not those that the states
-            were made with.
+            were made with; also `statemap.Reduce` and `statemap.Restore`, for how states come out.
         - `behavior`: `"vmap"`, or `"pmap"` to lay the members over devices.
         - `devices`: the devices, with `"pmap"`; as for [`statemap.pmap2`][].
         - `unexpected_out_state_mapping`: as for [`statemap.vmap2`][].
@@ -237,8 +237,8 @@ class Map(eqx.Module):
             is given the model first, `fn(model, states, *args) -> (out, states)`.
         - `in_axes`, `out_axes`: as for [`statemap.vmap2`][].
         - `axis_name`: by default that of the `Map`.
-        - `state_axes`: axes for the states that these filters match; the others keep those that
-            they were made with.
+        - `state_axes`: axes, or rules, for the states that these filters match; the others keep
+            those that they were made with.
 
         **Returns:**
 
@@ -270,15 +270,15 @@ class Map(eqx.Module):
         state_axes: StateAxisSpec,
     ) -> StatefulMapping:
         made = StateAxes.parse(axes_made, "axes")
-        own = StateAxes.parse(state_axes, "state_axes")
-        own = own.over(StateAxes.parse(self.call_state_axes, "call_state_axes"))
+        own = StateAxes.parse(state_axes, "state_axes", rules=True)
+        own = own.over(StateAxes.parse(self.call_state_axes, "call_state_axes", rules=True))
         # What becomes of a write to a state that was made without lanes, the policy tells.
         mapped = StateAxes(tuple(e for e in made.entries if e.axis is not None), "axes")
         options: dict[str, Any] = dict(
             in_axes=in_axes,
             out_axes=out_axes,
             axis_name=axis_name,
-            state_in_axes=own.over(made),
+            state_in_axes=own.without_rules.over(made),
             state_out_axes=own.over(mapped),
             unexpected_out_state_mapping=self.unexpected_out_state_mapping,
         )
@@ -333,7 +333,7 @@ class _Specs:
             tuple(leaves),
             treedef,
             StateAxes.parse(init_state_axes, "init_state_axes"),
-            StateAxes.parse(call_state_axes, "call_state_axes"),
+            StateAxes.parse(call_state_axes, "call_state_axes", rules=True),
         )
 
     def __eq__(self, other: object) -> bool:

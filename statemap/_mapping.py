@@ -17,6 +17,7 @@ from ._options import Options
 from ._overlay import Chosen, moved_of, with_moved
 from ._plan import Plan
 from ._program import Program
+from ._rules import Rule
 from ._signature import abstract, CacheKey, Function, static_arguments, unfix
 from ._state_axes import Axis, StateAxisSpec
 from ._states import make_states, States
@@ -141,8 +142,8 @@ class StatefulMapping(Generic[P, R]):
         return self._options.state_in.as_dict
 
     @property
-    def state_out_axes(self) -> dict[Axis, Filter]:
-        """The axes that states come out on, each with its filter."""
+    def state_out_axes(self) -> dict[Axis | Rule, Filter]:
+        """The axes that states come out on, and the rules, each with its filter."""
         return self._options.state_out.as_dict
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

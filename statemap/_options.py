@@ -12,6 +12,7 @@ from ._axes import AxisSpec, is_axis_leaf
 from ._devices import Devices
 from ._exact import by_identity
 from ._filters import filter_key
+from ._rules import rule_key
 from ._state_axes import StateAxes, StateAxisSpec
 
 
@@ -53,7 +54,7 @@ class Options:
         self.in_axes = in_axes
         self.out_axes = out_axes
         self.state_in = StateAxes.parse(state_in_axes, "state_in_axes")
-        self.state_out = StateAxes.parse(state_out_axes, "state_out_axes")
+        self.state_out = StateAxes.parse(state_out_axes, "state_out_axes", rules=True)
         self.policy = unexpected_out_state_mapping
         self.axis_name = axis_name
         self.axis_size = check_axis_size(axis_size)
@@ -156,7 +157,10 @@ def function_key(fn: Any, on_death: Callable[[Any], None] | None = None) -> Hash
 
 
 def _entries(axes: StateAxes, on_death: Callable[[Any], None] | None) -> Hashable:
-    return tuple((axis, filter_key(p, on_death)) for axis, p in axes.entries)
+    return tuple(
+        (axis, filter_key(predicate, on_death), rule_key(rule, on_death))
+        for axis, predicate, rule in axes.entries
+    )
 
 
 def _positions(nums: int | Iterable[int] | None, parameter: str) -> frozenset[int]:

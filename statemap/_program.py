@@ -9,25 +9,26 @@ import jax
 from ._axes import move_axis, normalise
 from ._errors import BatchAxisError
 from ._jax import (
-    axis_names,
     INLINE,
-    is_variable,
     lanes_sharding,
     lay_lanes,
-    ordered_effects,
     trace_context,
     type_of,
+    with_lanes,
 )
 from ._lane import Lane
-from ._options import Options
 from ._overlay import Chosen
+from ._reduce import Combination, Reduction, refuse
+from ._refusals import refuse_axis, refuse_constants, refuse_effects
 from ._rows import asks, place, Row, show_shapes
 from ._run import located, Run
 from ._signature import Static
-from ._slots import Slots
 from ._state import NonBatchState, RandomState
 from ._streams import split_lanes
 from ._values import dotted
+
+
+_NEW = ("shared", "stacked", "reduced")  # what the lane's program gives
 
 
 class Retrace(Exception):
@@ -70,15 +71,16 @@ class Program:
         lane = Lane.trace(run.lane, types, function.name, options.axis_name, self.lanes)
         self.may_be_kept = not lane.holds_tracer
         self.outputs, self._out_treedef = run.outputs, run.out_treedef
-        self._refuse_constants(slots, run, lane)
+        self._combinations: dict[int, Combination] = {}  # by the states' positions
+        refuse_constants(run, lane)
         self._find_rows(run, lane)
-        self._refuse_effects(options)
+        refuse_effects(run, self._lane)
 
         starts = run.starts
         going_in = [
             i
             for i, n in enumerate(run.counts)
-            if any(self._used[starts[i] : starts[i] + n]) or self.rows[i].result == "moved on"
+            if any(self._used[starts[i] : starts[i] + n]) or self.rows[i].needs_old
         ]
         moved = {i for i, row in enumerate(self.rows) if row.result != "kept"}
         self.changed = tuple(sorted(moved))
@@ -97,9 +99,9 @@ class Program:
         self.moved_paths = frozenset(
             slot.path
             for slot, row, back in zip(slots.entries, self.rows, run.moved)
-            if back or row.result == "stacked" and row.axis_in != row.axis_out
-            or row.result == "shared" and row.axis_in != "shared"
-        )  # fmt: skip
+            if row.result in _NEW
+            and (back or row.axis_in != (row.axis_out if row.result == "stacked" else "shared"))
+        )
         self.has_static = any(isinstance(o, Static) for o in self.outputs)
         self.special = self.has_static or bool(self.unexpected)  # more is to be done
 
@@ -175,64 +177,37 @@ class Program:
             )
             differs = any(k in differ for k in asked.get(i, ()))
             try:
-                row = place(row, run.goes[i], differs, options.policy, alone[i])
+                row = place(row, run.goes[i], differs, options.policy, alone[i], self.lanes)
             except BatchAxisError as error:
                 error.add_note(
                     f"(In the mapping of `{run.function.name}` over {self.lanes} lanes.)"
                 )
                 raise
-            self._refuse_axis(slots, i, row, lane, states_out[i])
+            after = [lane.jaxpr.outvars[k].aval for k in states_out[i]]
+            refuse_axis(slot, row, after)
+            if row.rule is not None:
+                self._combine(run, i, row, after)
             rows.append(row)
         self.rows = tuple(rows)
         self.unexpected = tuple(row.path for row in rows if row.unexpected)
         wanted = [True] * n_out
         for row, n in zip(self.rows, run.counts):
-            wanted += [row.result in ("shared", "stacked")] * n
+            wanted += [row.result in _NEW] * n
         self._lane, self._used = lane.pruned(wanted)
 
-    def _refuse_constants(self, slots: Slots, run: Run, lane: Lane) -> None:
-        """Refuses a container from outside the lane, given back in the place of that which came
-        in. Of a context, the run itself refuses other shapes.
-        """
-        n_out = sum(not isinstance(o, Static) for o in self.outputs)
-        outside = set(lane.jaxpr.constvars)
-        for slot, at, n, moved in zip(slots.entries, run.starts, run.counts, run.moved):
-            outs = lane.jaxpr.outvars[n_out + at : n_out + at + n]
-            if moved and all(is_variable(var) and var in outside for var in outs):
-                raise ValueError(
-                    f"The function gave the state `{dotted(slot.path)}` back in another shape "
-                    "than it came in, and as it is outside the function: the container to return "
-                    "is made of the one that came in, not of one from outside."
-                )
-
-    def _refuse_axis(self, slots: Slots, i: int, row: Row, lane: Lane, outs: list[int]) -> None:
-        slot = slots.entries[i]
-        if row.result != "stacked":
-            return
-        for k in outs:
-            shape = lane.jaxpr.outvars[k].aval.shape
-            ndim = len(shape) - slot.kind.trailing_axes
-            if normalise(row.axis_out, ndim + 1) is None:  # pyright: ignore
-                raise BatchAxisError(
-                    f"The state `{dotted(slot.path)}` has shape {shape[:ndim]} in a lane, and "
-                    f"can't have the lanes on axis {row.axis_out}, as `state_out_axes` says."
-                )
-
-    def _refuse_effects(self, options: Options) -> None:
-        jaxpr = self._lane.jaxpr
-        name, chunk = options.axis_name, options.chunk_size
-        if chunk is not None and chunk < self.lanes and name in axis_names(jaxpr):
-            raise ValueError(
-                f"The function uses a collective over {name!r}, the axis of its lanes, and "
-                f"is mapped in chunks: {chunk} of {self.lanes} lanes are there at a time. "
-                "Leave `chunk_size` out, or take the collective out of the function."
-            )
-        if self.devices is not None and self.devices.count > 1 and ordered_effects(jaxpr):
-            raise ValueError(
-                "The function has an effect that comes in an order, such as "
-                "`jax.debug.print(..., ordered=True)`, and its lanes lie on several devices, "
-                "which run at the same time. Leave `ordered=True` out."
-            )
+    def _combine(self, run: Run, i: int, row: Row, after: list[Any]) -> None:
+        """Refuses a reduction that a state does not take; traces that by a function."""
+        slot, at, n = run.slots.entries[i], run.starts[i], run.counts[i]
+        before = run.lane_types(self._sharding)[at : at + n]
+        rule: Any = row.rule
+        in_chunks = self.chunk_size is not None and self.chunk_size < self.lanes
+        refuse(rule, row, issubclass(slot.kind, RandomState), before, after, self.lanes, in_chunks)
+        if not isinstance(rule.how, str):
+            stacked = [with_lanes(x, self.lanes, self._sharding) for x in after]
+            old = run.everything[at : at + n]
+            made = Combination(rule, row.path, self._specs[i], run.treedefs[i], stacked, old, after)
+            self._combinations[i] = made
+            self.may_be_kept &= not made.holds_tracer
 
     def fits(self, values: Sequence[Any]) -> bool:
         """Whether the states that the function looks at, and that do not go in, are as they were
@@ -312,17 +287,19 @@ class Program:
             else:
                 every += leaves.get(i, [None] * self._counts[i])
         every += arrays
+        stacked, reductions = self._stacked(leaves)
         out = self._lane.over(
             self.mapping,
             [x for x, used in zip(every, self._used) if used],
             [a for a, used in zip(self._lane_axes(), self._used) if used],
-            self._stacked(),
+            stacked,
             self.lanes,
             self._sharding,
             self.chunk_size,
+            reductions,
         )
         results = iter(out)
-        return self._output(results), self._new_values(results, moved_on)
+        return self._output(results), self._new_values(results, moved_on, leaves)
 
     def _lane_axes(self) -> list[int | None]:
         axes = list(self._axes)
@@ -331,13 +308,22 @@ class Program:
                 axes[start] = None  # carried as it is
         return axes
 
-    def _stacked(self) -> list[int]:
-        """The outputs of the lane's program that differ between lanes."""
+    def _stacked(self, leaves: dict[int, list[Any]]) -> tuple[list[int], dict[int, Reduction]]:
+        """The outputs of the lane's program that differ between lanes, and which of them are
+        reduced over the lanes, by a word.
+        """
         differs = [o[1] is not None for o in self.outputs if not isinstance(o, Static)]
-        for row, n in zip(self.rows, self._counts):
-            if row.result in ("shared", "stacked"):
-                differs += [row.result == "stacked"] * n
-        return [k for k, d in enumerate(differs) if d]
+        reductions: dict[int, Reduction] = {}
+        for i, (row, n) in enumerate(zip(self.rows, self._counts)):
+            if row.result not in _NEW:
+                continue
+            if row.rule is not None and i not in self._combinations:
+                olds = leaves[i] if row.rule.how == "changes" else [None] * n
+                for k, old in enumerate(olds, len(differs)):
+                    dtype = self._lane.jaxpr.outvars[k].aval.dtype
+                    reductions[k] = Reduction(str(row.rule.how), old, self.lanes, dtype)
+            differs += [row.result != "shared"] * n
+        return [k for k, d in enumerate(differs) if d], reductions
 
     def _output(self, results: Any) -> Any:
         leaves = []
@@ -348,7 +334,9 @@ class Program:
                 leaves.append(self._put(next(results), output[1], 0))
         return jax.tree.unflatten(self._out_treedef, leaves)
 
-    def _new_values(self, results: Any, moved_on: dict[int, jax.Array]) -> tuple[Any, ...]:
+    def _new_values(
+        self, results: Any, moved_on: dict[int, jax.Array], before: dict[int, list[Any]]
+    ) -> tuple[Any, ...]:
         new = []
         for i in self.changed:
             row = self.rows[i]
@@ -357,7 +345,10 @@ class Program:
                 continue
             axis = row.axis_out if row.result == "stacked" else None
             trailing = self._specs[i].trailing_axes
-            leaves = [self._put(next(results), axis, trailing) for _ in range(self._counts[i])]
+            leaves = [next(results) for _ in range(self._counts[i])]
+            if i in self._combinations:
+                leaves = self._combinations[i](leaves, before[i])
+            leaves = [self._put(x, axis, trailing) for x in leaves]
             new.append(jax.tree.unflatten(self._treedefs[i], leaves))
         return tuple(new)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ._errors import BatchAxisError
 from ._filters import is_internal, show_filter
+from ._rules import Reduce, Restore
 from ._state_axes import Listed
 
 
@@ -17,8 +18,8 @@ class Row(NamedTuple):
 
     `axis_in` and `axis_out` are an int, `"shared"`, or `"split"` for a random state that gives
     each lane a key of its own. `result` says what becomes of the value: `"kept"` as it went in,
-    one new value that is `"shared"`, the values of the lanes, `"stacked"`; or `"moved on"`, for a
-    random state that was split.
+    one new value that is `"shared"`, the values of the lanes, `"stacked"`, or these `"reduced"` to
+    one; or `"moved on"`, for a random state that was split.
     """
 
     path: str
@@ -32,6 +33,15 @@ class Row(NamedTuple):
     drawn: bool = False
     result: str = "kept"
     unexpected: bool = False  # the policy placed it
+    rule: Reduce | None = None  # how it is reduced
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether the new value is made of the old one, besides what lanes do."""
+        is_word = self.rule is not None and isinstance(self.rule.how, str)
+        return self.result == "moved on" or (
+            self.rule is not None and (not is_word or self.rule.how == "changes")
+        )
 
     def to(self, result: str, axis_out: int | str, why: str, unexpected: bool = False) -> "Row":
         """The row with what becomes of the value."""
@@ -53,6 +63,8 @@ def asks(axis_in: int | str, goes: Listed | None, written: bool, is_alone: bool)
     - `goes`: the entry of `state_out_axes` that matches it.
     - `is_alone`: whether the state never has lanes.
     """
+    if goes is not None and goes.rule is not None:
+        return False
     if is_alone:
         return written
     if goes is None:
@@ -60,7 +72,9 @@ def asks(axis_in: int | str, goes: Listed | None, written: bool, is_alone: bool)
     return goes.axis is None and (written or isinstance(axis_in, int))
 
 
-def place(row: Row, goes: Listed | None, differs: bool, policy: str, is_alone: bool) -> Row:
+def place(
+    row: Row, goes: Listed | None, differs: bool, policy: str, is_alone: bool, lanes: int
+) -> Row:
     """The row of a state, with where its value goes.
 
     **Arguments:**
@@ -70,12 +84,23 @@ def place(row: Row, goes: Listed | None, differs: bool, policy: str, is_alone: b
     - `goes`: as for `asks`.
     - `differs`: whether the value depends on the lane, as seen from this map.
     - `is_alone`: whether the state never has lanes.
+    - `lanes`: how many there are.
 
     **Raises:**
 
     `BatchAxisError` where lanes differ and one shared value is asked for.
     """
     path, axis_in, written = row.path, row.axis_in, row.written
+    if goes is not None and goes.rule is Restore:
+        out = "shared" if axis_in == "split" else axis_in
+        again = "; each call draws the same numbers" if row.drawn else ""
+        # `written` says what the function does, within the call.
+        return row._replace(axis_out=out, why=f"comes out as it came in{again}{_by(goes)}")
+    if goes is not None and isinstance(goes.rule, Reduce):
+        if axis_in == "shared" and not written:
+            return row.to("kept", "shared", "shared, not written")
+        why = f"{goes.rule!r} over the lanes{_by(goes)}"
+        return row.to("reduced", "shared", why)._replace(rule=goes.rule)
     if axis_in == "split":
         if not written:
             return row.to("kept", "shared", "shared, not used")
@@ -101,6 +126,8 @@ def place(row: Row, goes: Listed | None, differs: bool, policy: str, is_alone: b
                 "(`jax.lax.pmean(value, axis_name)`), or give it an axis: "
                 "`state_out_axes={0: ...}`."
             )
+        if not lanes and axis_in == "shared":
+            return row.to("kept", "shared", _NO_LANES)
         return row.to("shared", "shared", "the same in every lane, out axis None")
     if goes is not None and goes.axis is not None and not is_alone:
         if not written and axis_in == goes.axis:
@@ -110,6 +137,8 @@ def place(row: Row, goes: Listed | None, differs: bool, policy: str, is_alone: b
         if not written:
             return row.to("kept", axis_in, "mapped, not written")
         return row.to("stacked", axis_in, "written, stays on the axis it came in")
+    if not differs and not lanes:
+        return row.to("kept", "shared", _NO_LANES)
     if not differs:
         return row.to("shared", "shared", "written alike in every lane")
     if policy == "raise":
@@ -118,17 +147,25 @@ def place(row: Row, goes: Listed | None, differs: bool, policy: str, is_alone: b
             "that depends on the lane. Choose one:\n"
             f"  - keep a value for each lane: `state_out_axes={{0: ...}}` with a filter for it "
             "(and `state_in_axes`, if it has one already);\n"
-            "  - write one value for all: reduce it first, `jax.lax.pmean(value, axis_name)`;\n"
-            "  - if the value only matters within a call, set it back before returning;\n"
+            '  - combine the lanes\' values into one: `state_out_axes={sm.Reduce("mean"): ...}`, '
+            "or before they are written, `jax.lax.pmean(value, axis_name)`;\n"
+            "  - if the value only matters within a call, let it come out as it came in: "
+            "`state_out_axes={sm.Restore: ...}`;\n"
             "  - let such writes go to axis 0: `unexpected_out_state_mapping='ignore'`, or "
             "'warn'."
         )
     return row.to("stacked", 0, f"lanes differ, policy {policy!r}", unexpected=True)
 
 
+_NO_LANES = "shared, and there are no lanes to write it"
+
+
 def _listed(goes: Listed) -> str:
-    by = "" if is_internal(goes.predicate) else f", {show_filter(goes.predicate)}"
-    return f"listed under {goes.axis} in `state_out_axes`{by}"
+    return f"listed under {goes.axis} in `state_out_axes`{_by(goes)}"
+
+
+def _by(goes: Listed) -> str:
+    return "" if is_internal(goes.predicate) else f", {show_filter(goes.predicate)}"
 
 
 def show_shapes(leaves: Sequence[Any]) -> str:

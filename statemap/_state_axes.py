@@ -20,13 +20,14 @@ from ._filters import (
     wanted,
     WithTag,
 )
+from ._rules import Reduce, Restore, Rule
 from ._slots import Slots
 from ._state import NonBatchState
 from ._values import dotted
 
 
 Axis = int | None
-StateAxisSpec = Mapping[Axis, Filter] | Filter
+StateAxisSpec = Mapping[Axis | Rule, Filter] | Filter
 
 
 class Listed(NamedTuple):
@@ -34,6 +35,7 @@ class Listed(NamedTuple):
 
     axis: Axis
     predicate: Predicate
+    rule: Rule | None = None  # instead of an axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +46,11 @@ class StateAxes:
     parameter: str = dataclasses.field(compare=False)  # its name, for messages
 
     @staticmethod
-    def parse(spec: Any, parameter: str) -> "StateAxes":
+    def parse(spec: Any, parameter: str, rules: bool = False) -> "StateAxes":
         """**Arguments:**
 
         - `spec`: a mapping from axes to filters, a bare filter (for axis 0), or `None`.
+        - `rules`: whether `Reduce` and `Restore` may stand beside axes.
         """
         if isinstance(spec, StateAxes):
             return StateAxes(spec.entries, parameter)
@@ -57,16 +60,25 @@ class StateAxes:
             spec = {0: spec}
         entries = []
         for axis, filter in spec.items():
-            if axis is not None:
+            rule = None
+            if isinstance(axis, Reduce) or axis is Restore:
+                rule, axis = axis, None
+                if not rules:
+                    raise ValueError(
+                        f"`{parameter}` holds the rule {rule!r}, and takes axes alone. A rule says "
+                        "how a state comes out of a mapped call: "
+                        f"`sm.vmap2(fn, state_out_axes={{sm.{rule!r}: ...}})`."
+                    )
+            elif axis is not None:
                 if isinstance(axis, (bool, np.bool_)) or not hasattr(axis, "__index__"):
                     raise TypeError(
                         f"`{parameter}` goes from axes to filters, and {axis!r} is no axis (an "
-                        "int or None).\n"
+                        f"int or None{', or `sm.Reduce(...)` or `sm.Restore`' * rules}).\n"
                         "Wrong:  {sm.ParamState: 0}\n"
                         "Right:  {0: sm.ParamState}"
                     )
                 axis = operator.index(axis)
-            entries.append(Listed(axis, to_predicate(filter)))
+            entries.append(Listed(axis, to_predicate(filter), rule))
         return StateAxes(tuple(entries), parameter)
 
     def over(self, other: "StateAxes") -> "StateAxes":
@@ -74,8 +86,12 @@ class StateAxes:
         return StateAxes(self.entries + other.entries, self.parameter)
 
     @property
-    def as_dict(self) -> dict[Axis, Filter]:
-        return dict(self.entries)
+    def without_rules(self) -> "StateAxes":
+        return StateAxes(tuple(e for e in self.entries if e.rule is None), self.parameter)
+
+    @property
+    def as_dict(self) -> dict[Any, Filter]:
+        return {e.rule or e.axis: e.predicate for e in self.entries}
 
     def assign(self, slots: Slots, values: Sequence[Any]) -> list[Listed | None]:
         """For each slot the first entry that matches it. A `NonBatchState` has no lanes: entries
@@ -133,8 +149,9 @@ class StateAxes:
             if isinstance(entry.predicate, WithTag) and name in known:
                 close = f" A string is a tag; for what is at the path: `sm.PathContains({name!r})`."
             warnings.warn(
-                f"The filter `{show_filter(entry.predicate)}`, listed under {entry.axis} in "
-                f"`{self.parameter}`, matches no state of the context.{close}",
+                f"The filter `{show_filter(entry.predicate)}`, listed under "
+                f"{entry.rule or entry.axis} in `{self.parameter}`, matches no state of the "
+                f"context.{close}",
                 stacklevel=2,
             )
 

@@ -108,7 +108,8 @@ def vmap2(
         not listed, or listed under `None`, are shared. A `RandomState` that is not listed gives
         each lane a stream of its own.
     - `state_out_axes`: on which axis the states that the function wrote come out. What is not
-        listed stays where it was.
+        listed stays where it was. In the place of an axis may stand [`statemap.Reduce`][], for one
+        value of those of all lanes, or [`statemap.Restore`][], for the value that came in.
     - `unexpected_out_state_mapping`: what to do if a shared state that is not listed is written
         with a value that depends on the lane: `"raise"` a `BatchAxisError`, `"warn"` and put the
         lanes on axis 0, or do so silently, `"ignore"`.

@@ -49,6 +49,8 @@ for wrong in WRONG:
         print(wrong, "#", type(error).__name__, str(error).replace(chr(10), " | "))
 """
 MISTAKES = {
+    "sm.Reduce(3)": "TypeError `Reduce` takes a word or a function, and was given 3",
+    "sm.lane(states, {sm.Restore: ...}, 0)": "ValueError `axes` holds the rule Restore",
     "sm.random.normal(jr.key(0), (3,))": "TypeError A draw takes the context first",
     "sm.random.normal(jr.key(0), 'rng', (3,))": "Right:  x, states = sm.random.normal(states, rng",
     "sm.random.normal(0, 'rng', (3,))": "TypeError A draw takes the context first",

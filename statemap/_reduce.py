@@ -1,0 +1,200 @@
+"""Reductions over the lanes: the arithmetic of `Reduce`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from ._jax import eval_jaxpr, make_jaxpr
+from ._rules import HOWS, Reduce
+from ._state import State
+from ._values import fit
+
+
+def _refusal(how: str, dtype: Any) -> str | None:
+    """Why numbers of a dtype are not reduced so, if they are not."""
+    if how in ("any", "all") and dtype != jnp.bool_:
+        return f"`{how}` is of bools: `min` and `max` are of numbers"
+    if how == "mean" and not jnp.issubdtype(dtype, jnp.inexact):
+        return "a mean is no integer: let the state hold floating numbers, or take the sum"
+    if how in ("sum", "changes") and dtype == jnp.bool_:
+        return f"`{how}` is of numbers: of bools there are `any` and `all`"
+    return None
+
+
+class Combination:
+    """A reduction by a function of the user's: its program, on the arrays of one state."""
+
+    def __init__(
+        self,
+        rule: Reduce,
+        path: str,
+        spec: State,
+        treedef: Any,
+        stacked: Sequence[Any],
+        old: Sequence[Any],
+        lane: Sequence[Any],
+    ):
+        """Runs the function once, abstractly.
+
+        **Arguments:**
+
+        - `path`, `spec`, `treedef`: of the state.
+        - `stacked`, `old`: the types of what the lanes gave, and of what came in.
+        - `lane`: the types of what one lane gave, which are those of the result.
+        """
+
+        how: Any = rule.how
+
+        def run(flat: list[Any]) -> list[Any]:
+            values = flat[: len(stacked)], flat[len(stacked) :]
+            given = [spec.decode(jax.tree.unflatten(treedef, leaves)) for leaves in values]
+            expected = jax.tree.unflatten(treedef, lane)
+            try:
+                new = fit(expected, spec.encode(how(*given)), path)
+            except ValueError as error:
+                error.add_note(
+                    f"(What {rule!r} in `state_out_axes` returned. It is given the lanes' "
+                    "values with the lanes on axis 0, and returns one value.)"
+                )
+                raise
+            return jax.tree.leaves(new)
+
+        closed = make_jaxpr(run, [*stacked, *old], None)
+        self.jaxpr, self.consts = closed.jaxpr, closed.consts
+
+    @property
+    def holds_tracer(self) -> bool:
+        return any(isinstance(x, jax.core.Tracer) for x in self.consts)
+
+    def __call__(self, stacked: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+        return eval_jaxpr(self.jaxpr, self.consts, *stacked, *old)
+
+
+def refuse(
+    rule: Reduce,
+    row: Any,
+    is_random: bool,
+    before: Sequence[Any],
+    after: Sequence[Any],
+    lanes: int,
+    in_chunks: bool,
+) -> None:
+    """Refuses a reduction that a state does not take.
+
+    **Arguments:**
+
+    - `row`: of the state.
+    - `before`, `after`: the shapes and dtypes of the state's arrays, as they go into a lane and
+        as they come out of it.
+
+    **Raises:**
+
+    `ValueError` that names the state and says why.
+    """
+    how, why = rule.how, None
+    if is_random:
+        why = (
+            "keys have no mean: leave it out, so that the stream moves on, or let it come out as "
+            "it came in (`sm.Restore`)"
+        )
+    elif how == "changes" and row.axis_in != "shared":
+        why = (
+            f"it comes in on axis {row.axis_in}, with an old value for each lane, and no one value "
+            'that the changes add to; take `sm.Reduce("sum")`, say'
+        )
+    elif how == "changes" and [x.shape for x in before] != [x.shape for x in after]:
+        why = "a mapping inside gave it lanes, so that its value and the old one have two shapes"
+    elif isinstance(how, str):
+        why = next((w for x in after if (w := _refusal(how, x.dtype))), None)
+    elif in_chunks:
+        why = (
+            "a function sees all lanes, and here they come in chunks: leave `chunk_size` out, or "
+            f"take one of {', '.join(map(repr, HOWS))}"
+        )
+    if why is None and lanes == 0 and how not in ("sum", "any", "all", "changes"):
+        why = "there are no lanes, of which it is nothing"
+    if why is not None:
+        raise ValueError(
+            f"The {row.kind} `{row.path}` is listed under {rule!r} in `state_out_axes`: {why}."
+        )
+
+
+class Reduction:
+    """The reduction of one array over lanes, all at once or some after others."""
+
+    def __init__(self, how: str, old: jax.Array | None, lanes: int, dtype: Any):
+        """**Arguments:**
+
+        - `how`: a word of `Reduce`.
+        - `old`: with `"changes"`, what the array was before.
+        - `lanes`: the number of all lanes.
+        - `dtype`: of the array.
+        """
+        self.how, self.old, self.lanes, self.dtype = how, old, lanes, dtype
+        # Sums of few bits lose what they gain, chunk by chunk.
+        is_short = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+        self._dtype = jnp.dtype("float32") if is_short else dtype
+
+    def empty(self, shape: tuple[int, ...]) -> jax.Array:
+        """What no lanes amount to."""
+        return jnp.full(shape, self._neutral(), self._dtype)
+
+    def part(self, lanes: jax.Array, counted: jax.Array | None = None) -> jax.Array:
+        """What some lanes amount to.
+
+        **Arguments:**
+
+        - `lanes`: the array, with the lanes on axis 0.
+        - `counted`: which of them count; all by default.
+        """
+        lanes = lanes.astype(self._dtype)
+        if self.old is not None:
+            lanes = lanes - self.old.astype(self._dtype)
+        if counted is not None:
+            mask = counted.reshape(-1, *[1] * (lanes.ndim - 1))
+            neutral = jnp.asarray(self._neutral(), self._dtype)
+            lanes = jnp.where(mask, lanes, neutral)
+        if lanes.shape[0] == 0:
+            return self.empty(lanes.shape[1:])
+        return _OVER[self.how](lanes, axis=0).astype(self._dtype)
+
+    def join(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """What the lanes of two parts amount to."""
+        return _TWO[self.how](a, b)
+
+    def end(self, whole: jax.Array) -> jax.Array:
+        """The new value, from what all lanes amount to."""
+        if self.how == "mean":
+            whole = whole / jnp.asarray(self.lanes, self._dtype)
+        if self.old is not None:
+            whole = self.old.astype(self._dtype) + whole
+        return whole.astype(self.dtype)
+
+    def _neutral(self) -> Any:
+        if self.how in ("any", "all"):
+            return self.how == "all"
+        if self.how not in ("min", "max"):
+            return 0
+        low = self.how == "max"
+        if self._dtype == jnp.bool_:
+            return not low
+        if jnp.issubdtype(self._dtype, jnp.integer):
+            info = jnp.iinfo(self._dtype)
+            return info.min if low else info.max
+        if jnp.issubdtype(self._dtype, jnp.complexfloating):
+            infinite = -jnp.inf if low else jnp.inf
+            return complex(infinite, infinite)
+        return -jnp.inf if low else jnp.inf
+
+
+_OVER: dict[str, Any] = {
+    **dict.fromkeys(("mean", "sum", "changes"), jnp.sum),
+    **{"min": jnp.min, "max": jnp.max, "any": jnp.any, "all": jnp.all},
+}
+_TWO: dict[str, Any] = {
+    **dict.fromkeys(("mean", "sum", "changes"), jnp.add),
+    **{"min": jnp.minimum, "max": jnp.maximum, "any": jnp.logical_or, "all": jnp.logical_and},
+}
