@@ -4,6 +4,7 @@ The vocabulary is brainstate's (`brainstate.util.filter`), which has it from Fla
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any as AnyType, cast
 
@@ -100,8 +101,12 @@ class InPaths:
 
     paths: tuple[Path, ...]
 
+    @functools.cached_property
+    def _set(self) -> frozenset[Path]:  # of a large population, a tuple would be searched for long
+        return frozenset(self.paths)
+
     def __call__(self, path: Path, state: State) -> bool:
-        return path in self.paths
+        return path in self._set
 
     def __iter__(self) -> Iterator[Path]:
         return iter(self.paths)
