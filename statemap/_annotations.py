@@ -35,7 +35,7 @@ class _CheckedMeta(type):
             return False
         if instance.is_handle:  # the value is in a context, checked when it was made
             return True
-        return _matches(instance.value, cls.hint)
+        return matches(instance.value, cls.hint)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
         return subclass is cls or issubclass(subclass, cls.kind)
@@ -123,7 +123,7 @@ def _modules(tree: PyTree) -> Iterator[eqx.Module]:
 
 
 @no_type_check
-def _matches(value: Any, hint: Any) -> bool:
+def matches(value: Any, hint: Any) -> bool:
     if hint is Any or isinstance(hint, TypeVar) or isinstance(hint, str):
         return True
     if any(isinstance(x, jax.ShapeDtypeStruct) or x is None for x in jax.tree.leaves(value)):
