@@ -43,13 +43,9 @@ def vmap2_new_states(
     import statemap as sm
 
     class Noisy(eqx.Module):
-        weight: sm.ParamState
-        rng: sm.RandomState
-
-        def __init__(self, n, *, key):
-            wkey, rkey = jr.split(key)
-            self.weight = sm.ParamState(jr.normal(wkey, (n,)))
-            self.rng = sm.RandomState(rkey)
+        n: int
+        weight: sm.ParamState = sm.field(lambda self, key: jr.normal(key, (self.n,)))
+        rng: sm.RandomState = sm.field()
 
         def __call__(self, states, x):
             noise, states = sm.random.normal(states, self.rng, x.shape)

@@ -133,7 +133,7 @@ class States:
         if type(self._values) is Watched and isinstance(key, State):
             self._values.refuse_population(i, key)
         value = self._slots.decode(i, own(self._values[i]))
-        if not isinstance(key, str | tuple):  # a handle
+        if type(key) is not str:  # a handle
             bind_axes(key, value)
         return value
 
