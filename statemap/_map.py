@@ -32,10 +32,8 @@ class Map(eqx.Module):
     import statemap as sm
 
     class Scale(eqx.Module):
-        weight: sm.ParamState
-
-        def __init__(self, size, *, key):
-            self.weight = sm.ParamState(jr.normal(key, (size,)))
+        size: int
+        weight: sm.ParamState = sm.field(lambda self, key: jr.normal(key, (self.size,)))
 
         def __call__(self, states, x):
             return states[self.weight] * x, states
