@@ -121,8 +121,8 @@ class State(eqx.Module, Generic[T]):
         return read(self, own(self.data))
 
     @property
-    def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """The value's structure, shapes and dtypes, of a handle too."""
+    def struct(self) -> PyTree:
+        """The value with a `jax.ShapeDtypeStruct` in the place of each array, of a handle too."""
         return Struct(self.value).tree if self.handle is None else self.handle.struct.tree
 
     @property
