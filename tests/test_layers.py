@@ -165,7 +165,7 @@ def test_a_layer_is_what_it_was(name, form):
         assert_close(grads[model.layer], eqx.filter_jit(eqx.filter_grad(plain))(layer))
 
     # Written back, and carried.
-    twice = jax.tree.map(lambda x: 2 * x if eqx.is_array(x) else x, layer)
+    twice = jax.tree.map(lambda x: 2 * x if eqx.is_array(x) else x, states[model.layer])
     written = states.set(model.layer, twice)
     assert_close(written[model.layer], twice)
     assert_close(states.update({model.layer: twice}), written)
