@@ -21,6 +21,7 @@ from ._filters import (
     WithTag as WithTag,
 )
 from ._init import vmap2_new_states as vmap2_new_states
+from ._layers import declare as declare
 from ._make import make_with_states as make_with_states
 from ._map import Map as Map
 from ._mapping import StatefulMapping as StatefulMapping

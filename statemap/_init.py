@@ -16,12 +16,12 @@ from ._lane import Lane
 from ._make import bind, call, is_made
 from ._members import MemberAxes
 from ._options import check_axis_size
-from ._slots import intern_slots, Slots, to_path
+from ._slots import intern_slots, Slots
 from ._state import as_key, is_state, RandomState, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
 from ._streams import split_lanes
-from ._values import dotted, Path
+from ._values import dotted, Path, to_path
 
 
 def vmap2_new_states(

@@ -17,7 +17,7 @@ from ._mapping import StatefulMapping
 from ._members import MemberAxes
 from ._options import check_axis_size
 from ._pmap import pmap2, pmap2_new_states
-from ._state import Handle, State, with_fields
+from ._state import Handle, read, State, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import States
 from ._values import Struct
@@ -187,7 +187,7 @@ class Map(eqx.Module):
         model, states, axes = made
         by_axis: dict[Axis, list[State]] = {axis: [] for axis in axes}
         for slot, spec, value in zip(states._slots.entries, states._slots.specs, states._values):
-            handle = Handle(slot.path, slot.model, Struct(spec.decode(value)))
+            handle = Handle(slot.path, slot.model, Struct(read(spec, value)))
             axis = next(a for a, paths in axes.items() if slot.path in paths.paths)
             by_axis[axis].append(with_fields(spec, handle=handle))
         handles = tuple((axis, tuple(found)) for axis, found in by_axis.items())

@@ -11,7 +11,8 @@ import wadler_lindig as wl
 from jaxtyping import PyTree
 
 from ._annotations import checked
-from ._values import as_arrays, describe, dotted, fit, own, Path, refuse_recursive, Struct
+from ._rest import Rest, split
+from ._values import describe, dotted, fit, own, Path, refuse_recursive, Struct
 
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class State(eqx.Module, Generic[T]):
     name: str | None = eqx.field(static=True, default=None)
     tag: str | None = eqx.field(static=True, default=None)
     handle: Handle | None = eqx.field(static=True, default=None)
+    rest: Rest | None = eqx.field(static=True, default=None)  # what of the value is no array
 
     # Of each array in `data`, how many trailing axes are not the user's to map over.
     trailing_axes = 0
@@ -66,15 +68,19 @@ class State(eqx.Module, Generic[T]):
     def __init__(self, value: T, name: str | None = None, tag: str | None = None):
         """**Arguments:**
 
-        - `value`: a pytree of arrays. NumPy arrays, and Python and NumPy scalars, become JAX
-            arrays. Its containers are made anew here and wherever a value comes or goes, so that
-            nobody changes a state by changing a dictionary.
+        - `value`: a pytree of arrays, such as an array, a dictionary of them or a layer. NumPy
+            arrays become JAX arrays. A number does, too, where it is the whole value or sits in a
+            dictionary, list or tuple. What else is no array (an activation function, a number or
+            flag of a module) is static: it must be hashable, and stays as it is. Containers are
+            made anew here and wherever a value comes or goes, so that nobody changes a state by
+            changing a dictionary.
         - `name`: a second way to look the state up in a context, unique there.
         - `tag`: a label for filters; see [`statemap.WithTag`][].
 
         **Raises:**
 
-        `TypeError` if the value holds no array, or something that is none.
+        `TypeError` if the value holds no array and is no module, or holds what is neither an
+        array nor hashable.
         """
         kind = type(self).__name__
         refuse_recursive(value, f"The value of a {kind}")
@@ -85,7 +91,7 @@ class State(eqx.Module, Generic[T]):
                 f"Wrong:  sm.{kind}(sm.{kind}(x))\n"
                 f"Right:  sm.{kind}(x)"
             )
-        self.data = as_arrays(value, type(self).__name__)
+        self.data, self.rest = split(value, kind)
         self.name = name
         self.tag = tag
         self.handle = None
@@ -112,11 +118,11 @@ class State(eqx.Module, Generic[T]):
                 "Wrong:  self.v.value\n"
                 "Right:  states[self.v]"
             )
-        return self.decode(own(self.data))
+        return read(self, own(self.data))
 
     @property
-    def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """The value's structure, shapes and dtypes, of a handle too."""
+    def struct(self) -> PyTree:
+        """The value with a `jax.ShapeDtypeStruct` in the place of each array, of a handle too."""
         return Struct(self.value).tree if self.handle is None else self.handle.struct.tree
 
     @property
@@ -151,8 +157,8 @@ class State(eqx.Module, Generic[T]):
                 "Wrong:  self.v.set(value)\n"
                 "Right:  states = states.set(self.v, value)"
             )
-        data = fit(self.data, self.encode(value), self.name or type(self).__name__)
-        return with_fields(self, data=data)
+        label = self.name or type(self).__name__
+        return with_fields(self, data=fit(self.data, write(self, value, label), label))
 
     def _no_array(self, *_: Any) -> Any:
         where = self.name if self.handle is None else dotted(self.handle.path)
@@ -180,7 +186,7 @@ class State(eqx.Module, Generic[T]):
         return data
 
     def _single(self, attribute: str) -> Any:
-        leaves = jax.tree.leaves(self.struct)
+        leaves = Struct(self.struct).arrays
         if len(leaves) != 1:
             raise AttributeError(
                 f"This {type(self).__name__} holds {len(leaves)} arrays; ask "
@@ -193,8 +199,11 @@ class State(eqx.Module, Generic[T]):
             path, struct = self.handle.path, self.handle.struct.tree
             docs = [wl.TextDoc(f"handle of `{dotted(path)}`"), wl.pdoc(struct, **kwargs)]
         else:
-            docs = [wl.pdoc(self.data, **kwargs)]
-        named = [(k, v) for k, v in static_fields(self).items() if v is not None]
+            docs = [
+                wl.pdoc(self.data if self.rest is None else self.rest.fill(self.data), **kwargs)
+            ]
+        static = {k: v for k, v in static_fields(self).items() if k != "rest"}
+        named = [(k, v) for k, v in static.items() if v is not None]
         docs += wl.named_objs(named, **kwargs)
         return wl.bracketed(
             begin=wl.TextDoc(type(self).__name__ + "("),
@@ -277,6 +286,7 @@ class RandomState(State[jax.Array]):
         self.name = name
         self.tag = tag
         self.handle = None
+        self.rest = None
         self.impl = str(jax.random.key_impl(key))
 
     def encode(self, value: Any) -> PyTree:
@@ -307,6 +317,22 @@ def as_key(key: Any) -> jax.Array:
         "A RandomState takes a key (`jax.random.key(0)`), a legacy key "
         f"(`jax.random.PRNGKey(0)`) or an integer seed, not {describe(key)}."
     )
+
+
+def read(state: State, data: PyTree) -> Any:
+    """The value that a user sees, from what is stored of a State."""
+    return state.decode(data if state.rest is None else state.rest.fill(data))
+
+
+def write(state: State, value: Any, label: str) -> PyTree:
+    """What is stored, from a value that a user gives; the other way round than `read`.
+
+    **Raises:**
+
+    `ValueError` if what is no array in it is not what the State has.
+    """
+    value = state.encode(value)
+    return value if state.rest is None else state.rest.take(value, label)
 
 
 def static_fields(state: State) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The context: an immutable mapping from the paths of states to their values."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, no_type_check, overload, TypeVar
 
@@ -11,13 +12,15 @@ from jaxtyping import PyTree
 from ._bindings import bind_axes
 from ._errors import near
 from ._filters import Filter, to_predicate
-from ._overlay import moved_of, replaced, Watched, with_moved
+from ._layers import fill, is_layer, spread, to_handle
+from ._overlay import moved_of, MovedSlots, replaced, Watched, with_moved
 from ._slots import collect, find_states, in_order, intern_slots, owner, Slot, Slots
 from ._state import is_state, State
 from ._values import dotted, fit, own, Path
 
 
 T = TypeVar("T")
+L = TypeVar("L", bound=eqx.Module | list[Any] | dict[Any, Any])
 
 
 def assemble(items: list[tuple[Slot, Any]]) -> "States":
@@ -121,14 +124,22 @@ class States:
         )
 
     @overload
-    def __getitem__(self, key: State[T]) -> T: ...
+    def __getitem__(self, key: State[T]) -> T: ...  # pyright: ignore[reportOverlappingOverload]
 
     @overload
     def __getitem__(self, key: str | Path) -> Any: ...
 
+    @overload
+    def __getitem__(self, key: L) -> L: ...
+
     @no_type_check  # `bind_axes` is about the call that this is in
     def __getitem__(self, key: Any) -> Any:
-        """The value of a state, by handle, path or name."""
+        """The value of a state, by handle, path or name; or a layer whose arrays are states (see
+        [`statemap.declare`][]), filled in.
+        """
+        key = to_handle(key)
+        if is_layer(key):
+            return fill(key, self.__getitem__)
         i = self._slots.find(key)
         if type(self._values) is Watched and isinstance(key, State):
             self._values.refuse_population(i, key)
@@ -137,18 +148,25 @@ class States:
             bind_axes(key, value)
         return value
 
+    def get(self, key: Any) -> Any:
+        """The same as `states[key]`: what stateful layers of Equinox call."""
+        return self[key]
+
     @overload
     def set(self, key: State[T], value: T) -> "States": ...
 
     @overload
     def set(self, key: str | Path, value: Any) -> "States": ...
 
+    @overload
+    def set(self, key: L, value: L) -> "States": ...
+
     def set(self, key: Any, value: Any) -> "States":
         """A context with one value replaced.
 
         **Arguments:**
 
-        - `key`: a handle, a path or a name.
+        - `key`: a handle, a path, a name, or a layer whose arrays are states.
         - `value`: the new value, of the structure, shape and dtype that the state has. A Python
             number takes the state's dtype, as in `jnp.add`.
 
@@ -160,14 +178,14 @@ class States:
 
         `KeyError` for a key that the context lacks, `ValueError` for a value that does not fit.
         """
-        return self.update({key: value})
+        return self.update(dict(spread(key, value)) if is_layer(key) else {to_handle(key): value})
 
     def update(self, values: Mapping[Any, Any]) -> "States":
         """A context with several values replaced.
 
         **Arguments:**
 
-        - `values`: new values by handle, path or name, as for `set`.
+        - `values`: new values by handle, path, name or layer, as for `set`.
 
         **Returns:**
 
@@ -180,7 +198,8 @@ class States:
                 "Right:  states.update({model.v: v})"
             )
         slots, new = self._slots, {}
-        for key, value in values.items():
+        pairs = (spread(k, v) if is_layer(k) else [(k, v)] for k, v in values.items())
+        for key, value in itertools.chain.from_iterable(pairs):
             i = slots.find(key)
             path = dotted(slots.entries[i].path)
             if isinstance(value, State):
@@ -282,7 +301,7 @@ class States:
                     raise ValueError(
                         f"Both contexts have a state `{path}`, but not the same one: a "
                         f"{mine[0].kind.__name__} of {owner(mine[0].model)} and a "
-                        f"{slot.kind.__name__} of {owner(slot.model)}."
+                        f"{slot.kind.__name__} of {owner(slot.model)}.{mine[0].differs(slot)}"
                     )
                 value = fit(mine[1], value, path)
             items[slot.path] = (slot, value)
@@ -356,28 +375,9 @@ _set_slots = States.__dict__["_slots"].__set__
 _set_values = States.__dict__["_values"].__set__
 
 
-class _MovedSlots:
-    """The structure of a context in which a mapping inside a lane has moved states: equal to that
-    of any other with these slots. It carries the note through `jit`, which knows of structure
-    and of arrays alone.
-    """
-
-    __slots__ = ("moved", "slots")
-
-    def __init__(self, slots: Slots, moved: frozenset[Path]):
-        self.slots = slots
-        self.moved = moved
-
-    def __eq__(self, other: object) -> bool:
-        return other is self.slots or isinstance(other, _MovedSlots) and other.slots is self.slots
-
-    def __hash__(self) -> int:
-        return hash(self.slots)
-
-
 def _structure(states: States) -> Any:
     moved = moved_of(states._values)
-    return _MovedSlots(states._slots, moved) if moved else states._slots
+    return MovedSlots(states._slots, moved) if moved else states._slots
 
 
 def _flatten_with_keys(states: States) -> tuple:
@@ -386,7 +386,7 @@ def _flatten_with_keys(states: States) -> tuple:
 
 
 def _unflatten(structure: Any, values: Any) -> States:
-    if type(structure) is _MovedSlots:
+    if type(structure) is MovedSlots:
         return make_states(structure.slots, with_moved(tuple(values), structure.moved))
     return make_states(structure, tuple(values))
 

@@ -9,6 +9,7 @@ from typing import Any, assert_type
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.random as jr
 import pytest
 from jaxtyping import Array, Float
 
@@ -19,8 +20,12 @@ class Model(eqx.Module):
     v: sm.ShortTermState[Float[Array, " n"]]
     pair: sm.State[tuple[Array, int]]
     rng: sm.RandomState
+    mlp: sm.ParamState[eqx.nn.MLP]
+    norm: eqx.nn.LayerNorm
 
     def __init__(self, n: int):
+        self.mlp = sm.ParamState(eqx.nn.MLP(n, n, n, 1, key=jr.key(0)))
+        self.norm = sm.declare(eqx.nn.LayerNorm(n), sm.ParamState)
         self.v = sm.ShortTermState(jnp.zeros(n))
         self.pair = sm.State((jnp.zeros(n), 1))
         self.rng = sm.RandomState(0)
@@ -29,6 +34,10 @@ class Model(eqx.Module):
         assert_type(states[self.v], Float[Array, " n"])
         assert_type(states[self.pair][0], Array)
         assert_type(states["v"], Any)
+        assert_type(states[self.mlp], eqx.nn.MLP)
+        assert_type(states[self.norm], eqx.nn.LayerNorm)
+        assert_type(states[[self.norm]], list[eqx.nn.LayerNorm])
+        states = states.set(self.norm, states[self.norm]).set(self.mlp, states[self.mlp])
         noise, states = sm.random.normal(states, self.rng, (3,))
         assert_type(noise, Array)
         assert_type(states, sm.States)
