@@ -13,7 +13,7 @@ from ._errors import near, StateNotFoundError
 from ._exact import exact
 from ._filters import Predicate, show_filter
 from ._state import is_state, State, static_fields, with_fields
-from ._values import describe, dotted, Path
+from ._values import describe, dotted, Path, through
 
 
 class Slot(NamedTuple):
@@ -99,11 +99,11 @@ class Slots:
 
     def decode(self, i: int, data: Any) -> Any:
         """The value that a user sees, from what is stored."""
-        return self.specs[i].decode(data) if self.coded[i] else data
+        return through(self.specs[i].decode, data) if self.coded[i] else data
 
     def encode(self, i: int, value: Any) -> Any:
         """What is stored, from a value that a user gives."""
-        return self.specs[i].encode(value) if self.coded[i] else value
+        return through(self.specs[i].encode, value) if self.coded[i] else value
 
     def names(self) -> list[str]:
         return [dotted(slot.path) for slot in self.entries]
@@ -126,6 +126,17 @@ class Slots:
             any(_ask(predicate, p, state, given_as) for p in (slot.path, *slot.aliases))
             for slot, state in zip(self.entries, states)
         ]
+
+    def first_matching(
+        self, predicates: Sequence[Predicate], values: Sequence[Any]
+    ) -> list[int | None]:
+        """Of each slot, which of the predicates is the first that matches it."""
+        found: list[int | None] = [None] * len(self.entries)
+        states = self.states(values)
+        for k, predicate in enumerate(predicates):
+            matches = self.matching(predicate, states)
+            found = [k if i is None and match else i for i, match in zip(found, matches)]
+        return found
 
     def states(self, values: Sequence[Any]) -> list[State]:
         return [with_fields(spec, data=v) for spec, v in zip(self.specs, values)]

@@ -11,7 +11,7 @@ import wadler_lindig as wl
 from jaxtyping import PyTree
 
 from ._annotations import checked
-from ._values import as_arrays, describe, dotted, fit, own, Path, refuse_recursive, Struct
+from ._values import as_arrays, describe, dotted, fit, own, Path, refuse_recursive, Struct, through
 
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ class State(eqx.Module, Generic[T]):
                 "Wrong:  self.v.value\n"
                 "Right:  states[self.v]"
             )
-        return self.decode(own(self.data))
+        return through(self.decode, own(self.data))
 
     @property
     def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
@@ -151,7 +151,7 @@ class State(eqx.Module, Generic[T]):
                 "Wrong:  self.v.set(value)\n"
                 "Right:  states = states.set(self.v, value)"
             )
-        data = fit(self.data, self.encode(value), self.name or type(self).__name__)
+        data = fit(self.data, through(self.encode, value), self.name or type(self).__name__)
         return with_fields(self, data=data)
 
     def _no_array(self, *_: Any) -> Any:
