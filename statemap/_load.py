@@ -168,7 +168,7 @@ def read_old(tree: Any) -> OldStates | OldArrays:
         )
     if states:
         return OldStates(collect([(p, leaf) for p, leaf in leaves if is_state(leaf)], None))
-    if jax.tree_util.all_leaves([tree]):
+    if tree is None or jax.tree_util.all_leaves([tree]):
         raise TypeError(
             "`load` takes a context, or a pytree of arrays whose paths are those of the states, "
             f"not {describe(tree)}.\n"
