@@ -75,7 +75,7 @@ class LoadReport:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        return table(("path", "", "here", "old"), self.rows)
+        return table(LoadRow._fields, self.rows)
 
 
 class Found(NamedTuple):
