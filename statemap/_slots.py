@@ -143,6 +143,17 @@ class Slots:
             for slot, state in zip(self.entries, states)
         ]
 
+    def first_matching(
+        self, predicates: Sequence[Predicate], values: Sequence[Any]
+    ) -> list[int | None]:
+        """Of each slot, which of the predicates is the first that matches it."""
+        found: list[int | None] = [None] * len(self.entries)
+        states = self.states(values)
+        for k, predicate in enumerate(predicates):
+            matches = self.matching(predicate, states)
+            found = [k if i is None and match else i for i, match in zip(found, matches)]
+        return found
+
     def states(self, values: Sequence[Any]) -> list[State]:
         return [with_fields(spec, data=v) for spec, v in zip(self.specs, values)]
 

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from ._annotations import checked
 from ._rest import Rest, split
-from ._values import describe, dotted, fit, own, Path, refuse_recursive, Struct
+from ._values import describe, dotted, fit, own, Path, refuse_recursive, Struct, through
 
 
 T = TypeVar("T")
@@ -321,7 +321,8 @@ def as_key(key: Any) -> jax.Array:
 
 def read(state: State, data: PyTree) -> Any:
     """The value that a user sees, from what is stored of a State."""
-    return state.decode(data if state.rest is None else state.rest.fill(data))
+    value = data if state.rest is None else state.rest.fill(data)
+    return value if type(state).decode is State.decode else through(state.decode, value)
 
 
 def write(state: State, value: Any, label: str) -> PyTree:
@@ -331,7 +332,8 @@ def write(state: State, value: Any, label: str) -> PyTree:
 
     `ValueError` if what is no array in it is not what the State has.
     """
-    value = state.encode(value)
+    if type(state).encode is not State.encode:
+        value = through(state.encode, value)
     return value if state.rest is None else state.rest.take(value, label)
 
 

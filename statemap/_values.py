@@ -1,6 +1,7 @@
 """Values: pytrees of arrays, how they are taken in, described, and replaced."""
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -119,17 +120,21 @@ def fit(old: Any, new: Any, label: str, *, shapes: bool = True, dtypes: bool = T
     new_leaves, new_treedef = jax.tree.flatten(new)
     if old_treedef != new_treedef:
         raise ValueError(misfit(label, "structure", old, new))
-    fitted = []
+    fitted, struct = [], jax.ShapeDtypeStruct
     for before, after in zip(old_leaves, new_leaves):
         if after is before:
             fitted.append(after)
             continue
-        if not isinstance(after, jax.Array):
+        is_struct = isinstance(after, struct) and isinstance(before, struct)
+        if not is_struct and not isinstance(after, jax.Array):
             after = jnp.asarray(after) if _is_arraylike(after) else _refuse(label, after)
         alike = after.shape == before.shape
         if not alike and (shapes or not _adds_axes(before.shape, after.shape)):
             raise ValueError(misfit(label, "shape", old, new))
-        if dtypes and (after.dtype != before.dtype or _is_weak(after)):
+        if isinstance(after, struct):  # a skeleton's: its dtype is what it says
+            if dtypes and after.dtype != before.dtype:
+                raise ValueError(misfit(label, "dtype", old, new))
+        elif dtypes and (after.dtype != before.dtype or _is_weak(after)):
             # Weak values (Python numbers) take the slot's dtype where promotion would.
             same = after.dtype == before.dtype
             if not (same or _is_weak(after) and _rank(after) <= _rank(before)):
@@ -180,6 +185,16 @@ def describe(x: Any) -> str:
     if isinstance(x, (jax.Array, np.ndarray)):
         return f"an array of dtype {x.dtype} and shape {x.shape}"
     return f"{x!r} of type `{type(x).__name__}`"
+
+
+def is_skeleton(value: Any) -> bool:
+    """Whether a value has shapes in the place of numbers, as `jax.eval_shape` makes it."""
+    return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(value))
+
+
+def through(fn: Callable[[Any], Any], value: Any) -> Any:
+    """`fn(value)`; of a skeleton, the skeleton of that."""
+    return jax.eval_shape(fn, value) if is_skeleton(value) else fn(value)
 
 
 def own(value: Any) -> Any:
