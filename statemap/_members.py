@@ -82,7 +82,8 @@ class MemberAxes(Mapping[Axis, InPaths]):
         return make_states(states._slots, tuple(found))
 
 
-AxesOf = MemberAxes | Mapping[Axis, Any]
+# One for each type of key that a dictionary may be inferred to have: keys are invariant.
+AxesOf = Mapping[int, Any] | Mapping[None, Any] | Mapping[Axis, Any]
 
 
 def _axes_of(states: States, axes: AxesOf) -> list[Axis]:

@@ -6,6 +6,7 @@ from typing import Any, overload, TypeVar
 import equinox as eqx
 import jax
 import wadler_lindig as wl
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from ._errors import near
@@ -131,6 +132,9 @@ class States:
         if type(self._values) is Watched and isinstance(key, State):
             self._values.refuse_population(i, key)
         return self._slots.decode(i, own(self._values[i]))
+
+    @overload
+    def set(self, key: State[jax.Array], value: ArrayLike) -> "States": ...
 
     @overload
     def set(self, key: State[T], value: T) -> "States": ...
