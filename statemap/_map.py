@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable
-from typing import Any, Concatenate, Generic, overload, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, Generic, overload, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
@@ -175,10 +175,10 @@ class Map(eqx.Module, Generic[M]):
         self._handles = ()
         self._mapping = None
 
-    in_axes = property(lambda self: self._specs.in_axes)
-    out_axes = property(lambda self: self._specs.out_axes)
-    init_state_axes = property(lambda self: self._specs.init_state_axes)
-    call_state_axes = property(lambda self: self._specs.call_state_axes)
+    in_axes: ClassVar[property] = property(lambda self: self._specs.in_axes)
+    out_axes: ClassVar[property] = property(lambda self: self._specs.out_axes)
+    init_state_axes: ClassVar[property] = property(lambda self: self._specs.init_state_axes)
+    call_state_axes: ClassVar[property] = property(lambda self: self._specs.call_state_axes)
 
     @property
     def module(self) -> M:

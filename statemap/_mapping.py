@@ -118,7 +118,8 @@ class StatefulMapping(Generic[P, R]):
         self._set(fn, options, name or getattr(fn, "__name__", type(fn).__name__))
 
     def _set(self, fn: Callable[P, R], options: Options, name: str) -> None:
-        self._fn = self.__wrapped__ = fn
+        self._fn = fn
+        self.__wrapped__: Callable[P, R] = fn
         self._options = options
         self._name = name
         self._function: Function | None = None
@@ -131,11 +132,11 @@ class StatefulMapping(Generic[P, R]):
                 setattr(self, attribute, value)
         self.__name__ = self.__qualname__ = name
 
-    origin_fun = property(lambda self: self._fn, doc="The function that is mapped.")
-    in_axes = property(lambda self: self._options.in_axes)
-    out_axes = property(lambda self: self._options.out_axes)
-    axis_name = property(lambda self: self._options.axis_name)
-    axis_size = property(lambda self: self._options.axis_size)
+    origin_fun: property = property(lambda self: self._fn, doc="The function that is mapped.")
+    in_axes: property = property(lambda self: self._options.in_axes)
+    out_axes: property = property(lambda self: self._options.out_axes)
+    axis_name: property = property(lambda self: self._options.axis_name)
+    axis_size: property = property(lambda self: self._options.axis_size)
 
     @property
     def state_in_axes(self) -> dict[Axis, Filter]:
@@ -267,7 +268,7 @@ class StatefulMapping(Generic[P, R]):
         container, args, kwargs = jax.tree.unflatten(key.treedef, key.leaves)
         return self._traced(*pack(container), args, kwargs).jaxpr
 
-    def __reduce__(self) -> tuple:  # without what is compiled
+    def __reduce__(self) -> tuple[Any, ...]:  # without what is compiled
         return _unflatten, ((self._options, self._name), (self._fn,))
 
     @overload

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
 
 from ._annotations import checked
-from ._values import as_arrays, describe, dotted, fit, own, Path, refuse_recursive, Struct
+from ._values import as_arrays, describe, dotted, fit, own, Path, PyTree, refuse_recursive, Struct
 
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ class State(_Module, Generic[T]):
         return self.decode(own(self.data))
 
     @property
-    def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
+    def struct(self) -> PyTree:
         """The value's structure, shapes and dtypes, of a handle too."""
         return Struct(self.value).tree if self.handle is None else self.handle.struct.tree
 
@@ -307,10 +306,10 @@ class RandomState(State[jax.Array]):
         `TypeError` if `key` is none of these.
         """
         key = as_key(key)
-        self.data = jax.random.key_data(key)
+        self.data: Any = jax.random.key_data(key)
         self.name = name
         self.tag = tag
-        self.handle = None
+        self.handle: Handle | None = None
         self.impl = str(jax.random.key_impl(key))
 
     def encode(self, value: Any) -> PyTree:

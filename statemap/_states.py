@@ -1,20 +1,19 @@
 """The context: an immutable mapping from the paths of states to their values."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload, TypeVar
+from typing import Any, ClassVar, overload, TypeVar
 
 import equinox as eqx
 import jax
 import wadler_lindig as wl
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
 
 from ._errors import near
 from ._filters import Filter, to_predicate
 from ._overlay import moved_of, replaced, Watched, with_moved
 from ._slots import collect, find_states, in_order, intern_slots, owner, Slot, Slots
 from ._state import is_state, State
-from ._values import dotted, fit, own, Path
+from ._values import dotted, fit, own, Path, PyTree
 
 
 T = TypeVar("T")
@@ -314,9 +313,9 @@ class States:
         mine, others = tuple(self._values), tuple(other._values)
         return self._slots is other._slots and eqx.tree_equal(mine, others)
 
-    __hash__ = None  # pyright: ignore
+    __hash__: ClassVar[None] = None  # pyright: ignore
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return make_states, (self._slots, tuple(self._values))
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:

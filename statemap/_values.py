@@ -1,13 +1,18 @@
 """Values: pytrees of arrays, how they are taken in, described, and replaced."""
 
 import collections
-from typing import Any
+from typing import Any, TYPE_CHECKING, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+
+
+if TYPE_CHECKING:
+    PyTree: TypeAlias = Any  # jaxtyping means that, and says what checkers count as unknown
+else:
+    from jaxtyping import PyTree
 
 
 Path = tuple[Any, ...]
@@ -22,8 +27,11 @@ class Struct:
     __slots__ = ("leaves", "treedef")
 
     def __init__(self, value: PyTree):
-        leaves, self.treedef = jax.tree.flatten(value)
-        self.leaves = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+        leaves, treedef = jax.tree.flatten(value)
+        self.treedef: Any = treedef
+        self.leaves: tuple[jax.ShapeDtypeStruct, ...] = tuple(
+            jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves
+        )
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -35,7 +43,7 @@ class Struct:
     def __hash__(self) -> int:
         return hash((self.treedef, self.leaves))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Struct, (self.tree,)
 
     def __repr__(self) -> str:
