@@ -28,7 +28,7 @@ class MemberAxes(Mapping[Axis, InPaths]):
     as a pytree of axes, for `jax.vmap` and `equinox.filter_vmap`.
 
     ```python
-    import equinox as eqx, jax, jax.numpy as jnp
+    import jax, jax.numpy as jnp
     import statemap as sm
 
     def make():
@@ -199,7 +199,6 @@ def stack(members: Sequence[States], axes: AxesOf) -> States:
     """A population from its members.
 
     ```python
-    import jax.numpy as jnp
     import statemap as sm
 
     members = [sm.States(v=sm.ShortTermState(float(i))) for i in range(3)]
