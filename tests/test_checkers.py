@@ -17,6 +17,8 @@ import pytest
 from sybil.document import PythonDocStringDocument
 
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 TAB = re.compile(r'^=== ".*"\n(?:\n|    .*\n)*', re.MULTILINE)
