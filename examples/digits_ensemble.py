@@ -158,7 +158,7 @@ def print_table(trained, held_out):
 def plot(file, curves, vote, images, labels):
     """Draws the learning curves, and below them the held-out digits that the vote read worst."""
     figure = Figure(figsize=(10, 6.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(2, 1))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(2, 1)).flat
     left, right = above.subplots(1, 2)
     epochs = range(1, len(curves[0]) + 1)
     for axes, curve in ((left, curves[0]), (right, 100 * curves[1])):

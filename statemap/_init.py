@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, overload, TypeVar
 
 import equinox as eqx
 import jax
@@ -22,6 +22,39 @@ from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
 from ._streams import split_lanes
 from ._values import dotted, Path, to_path
+
+
+M = TypeVar("M")
+
+
+@overload
+def vmap2_new_states(
+    make: Callable[..., tuple[M, States, *tuple[Any, ...]]],
+    init_kwargs: Mapping[str, Any] | None = None,
+    *,
+    key: Any = None,
+    state_tag: str | None = None,
+    axis_size: int | None = None,
+    state_out_axes: StateAxisSpec = None,
+    in_axes: Mapping[str, int | None] | None = None,
+    axis_name: Hashable = None,
+    spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
+) -> tuple[M, States, MemberAxes]: ...
+
+
+@overload
+def vmap2_new_states(
+    make: Callable[..., M],
+    init_kwargs: Mapping[str, Any] | None = None,
+    *,
+    key: Any = None,
+    state_tag: str | None = None,
+    axis_size: int | None = None,
+    state_out_axes: StateAxisSpec = None,
+    in_axes: Mapping[str, int | None] | None = None,
+    axis_name: Hashable = None,
+    spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
+) -> tuple[M, States, MemberAxes]: ...
 
 
 def vmap2_new_states(

@@ -38,7 +38,7 @@ def make_with_states(make: Callable[P, M]) -> _WithStates[P, M]:
     `equinox.nn.make_with_state`.)
 
     ```python
-    import equinox as eqx, jax, jax.numpy as jnp, jax.random as jr
+    import equinox as eqx, jax.numpy as jnp, jax.random as jr
     import statemap as sm
     from jaxtyping import Array, Float
 

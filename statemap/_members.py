@@ -28,7 +28,7 @@ class MemberAxes(Mapping[Axis, InPaths]):
     as a pytree of axes, for `jax.vmap` and `equinox.filter_vmap`.
 
     ```python
-    import equinox as eqx, jax, jax.numpy as jnp
+    import jax, jax.numpy as jnp
     import statemap as sm
 
     def make():
@@ -82,7 +82,8 @@ class MemberAxes(Mapping[Axis, InPaths]):
         return make_states(states._slots, tuple(found))
 
 
-AxesOf = MemberAxes | Mapping[Axis, Any]
+# One for each type of key that a dictionary may be inferred to have: keys are invariant.
+AxesOf = Mapping[int, Any] | Mapping[None, Any] | Mapping[Axis, Any]
 
 
 def _axes_of(states: States, axes: AxesOf) -> list[Axis]:
@@ -198,7 +199,6 @@ def stack(members: Sequence[States], axes: AxesOf) -> States:
     """A population from its members.
 
     ```python
-    import jax.numpy as jnp
     import statemap as sm
 
     members = [sm.States(v=sm.ShortTermState(float(i))) for i in range(3)]

@@ -1,22 +1,41 @@
 """States and their kinds: immutable pytree nodes that hold a value, or stand for one."""
 
 import dataclasses
-from typing import Any, Generic, NamedTuple, TYPE_CHECKING, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, overload, TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
-from jaxtyping import PyTree
+from jax.typing import ArrayLike
 
 from ._annotations import checked
 from ._rest import Rest, split
-from ._values import describe, dotted, fit, own, Path, refuse_recursive, Struct, through
+from ._values import describe, dotted, fit, own, Path, PyTree, refuse_recursive, Struct, through
 
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # with defaults, which Python has from 3.13 on
+
+    T = TypeVar("T", default=Any)
+
+    class _Module:
+        """What type checkers take for `equinox.Module`, by whose declaration each class below
+        would have an `__init__` of its fields and no `__hash__`.
+        """
+
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+    _Module = eqx.Module
+
 S = TypeVar("S", bound="State[Any]")
+A = TypeVar("A", bound="State[jax.Array]")
+Number = complex | np.ndarray | np.generic  # what becomes an array
 
 
 class Handle(NamedTuple):
@@ -27,7 +46,7 @@ class Handle(NamedTuple):
     struct: Struct
 
 
-class State(eqx.Module, Generic[T]):
+class State(_Module, Generic[T]):
     """A piece of state: a value, with a kind (its class), a name and a tag.
 
     A State is immutable and a pytree node: its value is the child, the rest is static. It is
@@ -65,7 +84,15 @@ class State(eqx.Module, Generic[T]):
     fixed_dtype = True
     fixed_shape = True
 
-    def __init__(self, value: T, name: str | None = None, tag: str | None = None):
+    @overload
+    def __init__(
+        self: "State[jax.Array]", value: "Number", name: str | None = None, tag: str | None = None
+    ): ...
+
+    @overload
+    def __init__(self, value: T, name: str | None = None, tag: str | None = None): ...
+
+    def __init__(self, value: Any, name: str | None = None, tag: str | None = None):
         """**Arguments:**
 
         - `value`: a pytree of arrays, such as an array, a dictionary of them or a layer. NumPy
@@ -140,7 +167,13 @@ class State(eqx.Module, Generic[T]):
         """The number of axes of the value, where it is a single array."""
         return self._single("ndim")
 
-    def set(self: S, value: T) -> S:
+    @overload
+    def set(self: A, value: ArrayLike) -> A: ...
+
+    @overload
+    def set(self: S, value: T) -> S: ...
+
+    def set(self: S, value: Any) -> S:
         """A State of the same kind, name and tag with another value.
 
         **Arguments:**
@@ -282,11 +315,11 @@ class RandomState(State[jax.Array]):
         `TypeError` if `key` is none of these.
         """
         key = as_key(key)
-        self.data = jax.random.key_data(key)
+        self.data: Any = jax.random.key_data(key)
         self.name = name
         self.tag = tag
-        self.handle = None
-        self.rest = None
+        self.handle: Handle | None = None
+        self.rest: Rest | None = None
         self.impl = str(jax.random.key_impl(key))
 
     def encode(self, value: Any) -> PyTree:

@@ -2,12 +2,12 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, no_type_check, overload, TypeVar
+from typing import Any, ClassVar, no_type_check, overload, TypeVar
 
 import equinox as eqx
 import jax
 import wadler_lindig as wl
-from jaxtyping import PyTree
+from jax.typing import ArrayLike
 
 from ._bindings import bind_axes
 from ._filters import Filter, to_predicate
@@ -18,7 +18,7 @@ from ._load import LoadReport, match_old, OldStates, read_old
 from ._overlay import moved_of, replaced, Watched, with_moved
 from ._slots import collect, find_states, in_order, intern_slots, owner, Slot, Slots
 from ._state import is_state, State
-from ._values import dotted, fit, own, Path
+from ._values import dotted, fit, own, Path, PyTree
 
 
 T = TypeVar("T")
@@ -118,6 +118,9 @@ class States(Immutable):
     def get(self, key: Any) -> Any:
         """The same as `states[key]`: what stateful layers of Equinox call."""
         return self[key]
+
+    @overload
+    def set(self, key: State[jax.Array], value: ArrayLike) -> "States": ...
 
     @overload
     def set(self, key: State[T], value: T) -> "States": ...
@@ -378,9 +381,9 @@ class States(Immutable):
         mine, others = tuple(self._values), tuple(other._values)
         return self._slots is other._slots and eqx.tree_equal(mine, others)
 
-    __hash__ = None  # pyright: ignore
+    __hash__: ClassVar[None] = None  # pyright: ignore
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return make_states, (self._slots, tuple(self._values))
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:

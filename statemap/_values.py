@@ -2,13 +2,18 @@
 
 import collections
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TYPE_CHECKING, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+
+
+if TYPE_CHECKING:
+    PyTree: TypeAlias = Any  # jaxtyping means that, and says what checkers count as unknown
+else:
+    from jaxtyping import PyTree
 
 from ._exact import exact
 from ._pickle import from_pickle, to_pickle
@@ -27,8 +32,9 @@ class Struct:
     __slots__ = ("leaves", "treedef")
 
     def __init__(self, value: PyTree):
-        leaves, self.treedef = jax.tree.flatten(value)
-        self.leaves = tuple(map(_as_struct, leaves))
+        leaves, treedef = jax.tree.flatten(value)
+        self.treedef: Any = treedef
+        self.leaves: tuple[Any, ...] = tuple(map(_as_struct, leaves))
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -43,7 +49,7 @@ class Struct:
     def __deepcopy__(self, memo: Any) -> "Struct":
         return self
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (to_pickle(self.tree),)
 
     def __repr__(self) -> str:
