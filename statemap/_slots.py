@@ -14,7 +14,7 @@ from ._exact import exact
 from ._filters import Predicate, show_filter
 from ._pending import Pending
 from ._state import is_state, read, State, static_fields, with_fields, write
-from ._values import describe, dotted, Path, to_path
+from ._values import describe, dotted, fit, Path, to_path
 
 
 class Slot(NamedTuple):
@@ -276,6 +276,31 @@ def collect(found: Iterable[tuple[Path, State]], model: str | None) -> list[tupl
         (Slot(ps[0], type(s), tuple(static_fields(s).items()), model, tuple(ps[1:])), s.data)
         for s, ps in places.values()
     ]
+
+
+Pair = tuple[Slot, Any]
+
+
+def merge_pairs(mine: Iterable[Pair], others: Iterable[Pair]) -> list[Pair]:
+    """Slots and their values, with those of others: their values replace those that both have.
+
+    **Raises:**
+
+    `ValueError` if a state that both have is not the same one, or a value does not fit.
+    """
+    merged = {pair[0].path: pair for pair in mine}
+    for slot, value in others:
+        if slot.path in merged:
+            path, (own, before) = dotted(slot.path), merged[slot.path]
+            if own != slot:
+                raise ValueError(
+                    f"Both contexts have a state `{path}`, but not the same one: a "
+                    f"{own.kind.__name__} of {owner(own.model)} and a "
+                    f"{slot.kind.__name__} of {owner(slot.model)}.{own.differs(slot)}"
+                )
+            value = fit(before, value, path)
+        merged[slot.path] = (slot, value)
+    return list(merged.values())
 
 
 def find_states(tree: PyTree) -> list[tuple[Path, Any]]:

@@ -12,11 +12,11 @@ from jax.typing import ArrayLike
 from ._bindings import bind_axes
 from ._filters import Filter, to_predicate
 from ._immutable import Immutable
-from ._labels import Labels, parse_labels
+from ._labels import label_values, Labels
 from ._layers import fill, is_layer, spread, to_handle
 from ._load import LoadReport, match_old, OldStates, read_old
 from ._overlay import moved_of, replaced, Watched, with_moved
-from ._slots import collect, find_states, in_order, intern_slots, owner, Slot, Slots
+from ._slots import collect, find_states, in_order, intern_slots, merge_pairs, Slot, Slots
 from ._state import is_state, State
 from ._values import dotted, fit, own, Path, PyTree
 
@@ -267,17 +267,8 @@ class States(Immutable):
 
         `ValueError` if a state matches none of the filters and there is no `default`.
         """
-        predicates, given = parse_labels(labels, default)
-        found = self._slots.first_matching(predicates, self._values)
-        if None in found and default is None:
-            lost = [f"`{n}`" for n, k in zip(self._slots.names(), found) if k is None]
-            raise ValueError(
-                f"No filter matches {', '.join(lost)}, which would have no label. Let the last "
-                "filter be `...` to take the rest, or give `default=`."
-            )
-        own_labels = [default if k is None else given[k] for k in found]
-        label = lambda value, own: jax.tree.map(lambda _: own, value)
-        return make_states(self._slots, tuple(map(label, self._values, own_labels)))
+        values = label_values(self._slots, self._values, labels, default)
+        return make_states(self._slots, values)
 
     def load(self, old: PyTree, *, strict: bool = True) -> tuple["States", LoadReport]:
         """This context with the values of another, that of a model which may have changed since.
@@ -339,21 +330,8 @@ class States(Immutable):
                 "Right:  states.update({model.v: v}), or states.merge(part) with a part from "
                 "`partition`"
             )
-        items = dict(zip((s.path for s in self._slots.entries), self._pairs()))
-        for slot, value in other._pairs():
-            mine = items.get(slot.path)
-            if mine is not None:
-                path = dotted(slot.path)
-                if mine[0] != slot:
-                    raise ValueError(
-                        f"Both contexts have a state `{path}`, but not the same one: a "
-                        f"{mine[0].kind.__name__} of {owner(mine[0].model)} and a "
-                        f"{slot.kind.__name__} of {owner(slot.model)}.{mine[0].differs(slot)}"
-                    )
-                value = fit(mine[1], value, path)
-            items[slot.path] = (slot, value)
+        merged = assemble(merge_pairs(self._pairs(), other._pairs()))
         moved = moved_of(self._values) | moved_of(other._values)
-        merged = assemble(list(items.values()))
         return make_states(merged._slots, with_moved(merged._values, moved))
 
     def items(self) -> Iterator[tuple[Path, State]]:
