@@ -79,6 +79,12 @@ MISTAKES = {
     "sm.lane(states, {0: ...}, 1.5)": "TypeError Members are taken by an integer",
     "sm.lane(states, {0: ...}, [0.0])": "TypeError Members are taken by an integer",
     "sm.lane(states, {0: ...}, [-9])": "IndexError There is no member -9",
+    "sm.lane({'v': sm.State(1.0)}, {0: ...}, 0)": "TypeError `sm.lane` takes contexts, and `sta",
+    "sm.where([True], states, M(), {0: ...})": "TypeError `sm.where` takes contexts, and `old` is",
+    "sm.put(states, {0: ...}, 0, 1.0)": "TypeError `sm.put` takes contexts, and `part` is",
+    "sm.stack(states, {0: ...})": "TypeError `sm.stack` takes a list of contexts, not one `States`",
+    "sm.concatenate([M()], {0: ...})": "TypeError `sm.concatenate` takes contexts, and `pop",
+    "sm.broadcast(states, {0: ...}, axis_size=None)": "TypeError `axis_size` is the number",
 }
 
 
