@@ -221,9 +221,7 @@ def test_states_of_another_model_are_refused():
         sm.put(states, axes, 0, sm.lane(states, axes, [0]))
     part = sm.lane(states, axes, 0)
     part = part.select(sm.Not(sm.ShortTermState)).merge(sm.States(x=sm.State(1.0)))
-    with pytest.raises(
-        ValueError, match="`part` has other .* it lacks `v`, and it has `x` besides"
-    ):
+    with pytest.raises(ValueError, match="`part` has other .* lacks `v`, and it has `x` besides"):
         sm.put(states, axes, 0, part)
 
 
@@ -353,7 +351,7 @@ def test_over_a_mesh(mesh):
     plain = [population(8), population(8, seed=1)]
     old, new = map(laid, plain)
     mask = np.arange(8) % 3 == 0
-    index, both = [0, 5, 5, 6], ("lane", "feature")
+    index = [0, 5, 5, 6]
     calls = {
         "four": (lambda a, b: sm.lane(a, AXES, index), ("lane", "feature")),
         "half": (lambda a, b: sm.lane(a, AXES, slice(4)), ("lane", "feature")),
