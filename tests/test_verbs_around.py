@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import statemap as sm
+from statemap._indices import last_copies
 
 from .models import leaves_are, LIF
 from .populations import same
@@ -111,6 +112,44 @@ def test_put_of_traced_numbers():
     one = jax.jit(lambda i: sm.put(states, AXES, i, sm.lane(part, AXES, 0)))
     np.testing.assert_array_equal(one(-4)["v"], states["v"])
     np.testing.assert_array_equal(one(-3)["v"][0], part["v"][0])
+
+
+def test_of_those_that_repeat_the_last_is_left():
+    for numbers, expected in (([1, 1, 2, 1], [4, 4, 2, 1]), ([4, 0, 4], [4, 0, 4]), ([], [])):
+        found = jax.jit(lambda at: last_copies(at, 4))(jnp.array(numbers, jnp.int32))
+        assert found.tolist() == expected
+
+
+def test_inside_a_lane():
+    """Members of a population inside a lane, by another mapping around it."""
+    inner = {0: sm.ShortTermState}
+    states = sm.States(v=sm.ShortTermState(jnp.arange(6.0).reshape(2, 3)), w=sm.ParamState(1.0))
+
+    def f(states, i):
+        part = sm.lane(states, inner, i)
+        states = sm.put(states, inner, i, part.set("v", part["v"] + states["w"]))
+        return part["v"], sm.where(KEEP, states, states.set("v", -states["v"]), inner)
+
+    mapping = sm.vmap2(f, state_in_axes={0: sm.ShortTermState})
+    for _ in range(2):
+        out, new = mapping(states, jnp.array([0, 2]))
+    assert out.tolist() == [0.0, 5.0] and new["w"] is states["w"]
+    assert new["v"].tolist() == [[1.0, -1.0, 2.0], [3.0, -4.0, 6.0]]
+    assert not mapping.plan(states, jnp.array([0, 2]))["w"].written
+
+
+def test_arrays_of_numpy():
+    states = population()
+    loaded = jax.tree.map(np.asarray, states)
+    part = sm.lane(loaded, AXES, [2, 2])
+    same(part, sm.lane(states, AXES, [2, 2]))
+    same(sm.put(loaded, AXES, [0, 1], part), sm.put(states, AXES, [0, 1], part))
+    same(sm.where(KEEP, loaded, states, AXES), states)
+    same(sm.concatenate([loaded, states], AXES), sm.concatenate([states, states], AXES))
+    same(sm.stack(sm.unstack(loaded, AXES), AXES), states)
+    twice = lambda states: sm.broadcast(states, {0: ...}, axis_size=2)[0]
+    same(twice(loaded), twice(states))
+    same(sm.reseed(loaded, 0, AXES), sm.reseed(states, 0, AXES))
 
 
 def test_lane_of_traced_numbers_clamps_and_then_counts():
