@@ -28,7 +28,7 @@ def declare(layer: M, kind: KindOf) -> M:
     state by itself, which filters, plans and optimisers see: `layers.0.weight`.
 
     ```python
-    import equinox as eqx, jax, jax.numpy as jnp, jax.random as jr
+    import equinox as eqx, jax.numpy as jnp, jax.random as jr
     import statemap as sm
 
     class Net(eqx.Module):

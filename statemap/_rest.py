@@ -33,8 +33,10 @@ class Rest:
 
         - `tree`: the value, with `Array` for each array.
         """
-        self.leaves, self.treedef = jax.tree.flatten(tree)
-        self.key = tuple(map(_key, self.leaves))
+        leaves, treedef = jax.tree.flatten(tree)
+        self.leaves: list[Any] = leaves
+        self.treedef: Any = treedef
+        self.key: tuple[Hashable, ...] = tuple(map(_key, leaves))
 
     def __eq__(self, other: object) -> bool:
         return self is other or (

@@ -89,6 +89,12 @@ MISTAKES = {
     "states.labels({'adam': sm.ParamState})": "is no label, which is a string, a number or a",
     "sm.random.fold_axis(jr.key(0), 'rng', 'd')": "TypeError `fold_axis` takes the context first",
     "sm.random.fold_axis(states, 'v', 'd')": "TypeError `v` is a ShortTermState, and random num",
+    "sm.lane({'v': sm.State(1.0)}, {0: ...}, 0)": "TypeError `sm.lane` takes contexts, and `sta",
+    "sm.where([True], states, M(), {0: ...})": "TypeError `sm.where` takes contexts, and `old` is",
+    "sm.put(states, {0: ...}, 0, 1.0)": "TypeError `sm.put` takes contexts, and `part` is",
+    "sm.stack(states, {0: ...})": "TypeError `sm.stack` takes a list of contexts, not one `States`",
+    "sm.concatenate([M()], {0: ...})": "TypeError `sm.concatenate` takes contexts, and `pop",
+    "sm.broadcast(states, {0: ...}, axis_size=None)": "TypeError `axis_size` is the number",
 }
 
 
