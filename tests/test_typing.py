@@ -9,6 +9,7 @@ from typing import Any, assert_type
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.random as jr
 import pytest
 from jaxtyping import Array, Float
 
@@ -33,6 +34,32 @@ class Model(eqx.Module):
         assert_type(noise, Array)
         assert_type(states, sm.States)
         return states[self.v] + x + noise, states.set(self.v, x)
+
+
+class Fields(eqx.Module):
+    n: int
+    w: sm.ParamState[Float[Array, " n"]] = sm.field(lambda self, key: jr.normal(key, (self.n,)))
+    v: sm.ShortTermState[Float[Array, " n"]] = sm.field(lambda self: jnp.zeros(self.n), tag="fast")
+    cell: sm.ParamState[eqx.nn.Linear] = sm.field(lambda key: eqx.nn.Linear(2, 2, key=key))
+    gain: sm.ParamState[Array] = sm.field(1.0)
+    rng: sm.RandomState = sm.field()
+
+    def __call__(self, states: sm.States, x: Array) -> tuple[Array, sm.States]:
+        assert_type(states[self.v], Float[Array, " n"])
+        assert_type(states[self.cell], eqx.nn.Linear)
+        return states[self.w] * x, states
+
+
+def test_fields():
+    model, states = sm.make_with_states(Fields)(3, key=jr.key(0))
+    assert_type(model, Fields)
+    assert_type(states, sm.States)
+    again, _ = sm.make_with_states(lambda: Fields(3, v=sm.ShortTermState(jnp.ones(3))))(key=0)
+    assert_type(again, Fields)
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        sm.make_with_states(Fields)()  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        Fields(3, gian=sm.ParamState(1.0))  # pyright: ignore[reportCallIssue]
 
 
 def test_inferred_types_run():
