@@ -42,21 +42,15 @@ LEARNING_RATE = 3e-3
 class Classifier(eqx.Module):
     """One member. The fields declare its states, whose values are kept in a `States` context."""
 
-    cell: sm.ParamState[eqx.nn.GRUCell]  # the value of a state may be a whole Equinox layer
-    readout: sm.ParamState[Float[Array, "digits hidden"]]
-    mean: sm.LongTermState[Float[Array, "hidden"]]
-    var: sm.LongTermState[Float[Array, "hidden"]]
-    hidden: sm.HiddenState[Float[Array, "hidden"]]
-    rng: sm.RandomState
-
-    def __init__(self, *, key):
-        cell_key, readout_key, dropout_key = jr.split(key, 3)
-        self.cell = sm.ParamState(eqx.nn.GRUCell(8, HIDDEN, key=cell_key))
-        self.readout = sm.ParamState(jr.normal(readout_key, (10, HIDDEN)) / HIDDEN**0.5)
-        self.mean = sm.LongTermState(jnp.zeros(HIDDEN))
-        self.var = sm.LongTermState(jnp.ones(HIDDEN))
-        self.hidden = sm.HiddenState(jnp.zeros(HIDDEN))
-        self.rng = sm.RandomState(dropout_key)
+    # The value of a state may be a whole Equinox layer. Each key is derived from the model's.
+    cell: sm.ParamState[eqx.nn.GRUCell] = sm.field(lambda key: eqx.nn.GRUCell(8, HIDDEN, key=key))
+    readout: sm.ParamState[Float[Array, "digits hidden"]] = sm.field(
+        lambda key: jr.normal(key, (10, HIDDEN)) / HIDDEN**0.5
+    )
+    mean: sm.LongTermState[Float[Array, "hidden"]] = sm.field(lambda: jnp.zeros(HIDDEN))
+    var: sm.LongTermState[Float[Array, "hidden"]] = sm.field(lambda: jnp.ones(HIDDEN))
+    hidden: sm.HiddenState[Float[Array, "hidden"]] = sm.field(lambda: jnp.zeros(HIDDEN))
+    rng: sm.RandomState = sm.field()
 
     def __call__(self, states: sm.States, image: Float[Array, "8 8"], *, train: bool):
         """The logits of the ten digits, by one member for one image: `vmap2` does the rest."""

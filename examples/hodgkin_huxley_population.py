@@ -56,29 +56,23 @@ TRANSIENT = 100.0  # ms that do not count for the firing rates
 class Neuron(eqx.Module):
     """One neuron. Its fields declare its states, whose values are kept in a `States` context."""
 
-    g_na: sm.ParamState[Float[Array, ""]]
-    g_k: sm.ParamState[Float[Array, ""]]
-    g_l: sm.ParamState[Float[Array, ""]]
-    v: sm.ShortTermState[Float[Array, ""]]
-    m: sm.ShortTermState[Float[Array, ""]]
-    h: sm.ShortTermState[Float[Array, ""]]
-    n: sm.ShortTermState[Float[Array, ""]]
-    rng: sm.RandomState
+    spread: float = eqx.field(static=True)
     noise: float = eqx.field(static=True)
+    g_na: sm.ParamState[Float[Array, ""]] = sm.field(lambda self, key: self.draw(G_NA, key))
+    g_k: sm.ParamState[Float[Array, ""]] = sm.field(lambda self, key: self.draw(G_K, key))
+    g_l: sm.ParamState[Float[Array, ""]] = sm.field(lambda self, key: self.draw(G_L, key))
+    v: sm.ShortTermState[Float[Array, ""]] = sm.field(-65.0)
+    m: sm.ShortTermState[Float[Array, ""]] = sm.field(lambda self: self.at_rest(0))
+    h: sm.ShortTermState[Float[Array, ""]] = sm.field(lambda self: self.at_rest(1))
+    n: sm.ShortTermState[Float[Array, ""]] = sm.field(lambda self: self.at_rest(2))
+    rng: sm.RandomState = sm.field()
 
-    def __init__(self, spread: float, noise: float, *, key):
-        factors_key, noise_key = jr.split(key)
-        g_na, g_k, g_l = jnp.exp(spread * jr.normal(factors_key, (3,)))
-        self.g_na = sm.ParamState(G_NA * g_na)
-        self.g_k = sm.ParamState(G_K * g_k)
-        self.g_l = sm.ParamState(G_L * g_l)
-        v = jnp.array(-65.0)
-        self.v = sm.ShortTermState(v)
-        self.m, self.h, self.n = (
-            sm.ShortTermState(rise / (rise + fall)) for rise, fall in gate_rates(v)
-        )
-        self.rng = sm.RandomState(noise_key)
-        self.noise = noise
+    def draw(self, conductance: float, key):
+        return conductance * jnp.exp(self.spread * jr.normal(key))
+
+    def at_rest(self, gate: int):
+        rise, fall = gate_rates(self.v.value)[gate]
+        return rise / (rise + fall)
 
     def step(self, states: sm.States, current: Float[Array, ""]):
         """One time step. Returns the voltage, whether it just rose above 0 mV, and the draw."""

@@ -80,7 +80,6 @@ def stack(members: Iterable[States], axes: StateAxisSpec) -> States:
     """A population from its members.
 
     ```python
-    import jax.numpy as jnp
     import statemap as sm
 
     members = [sm.States(v=sm.ShortTermState(float(i))) for i in range(3)]

@@ -1,6 +1,6 @@
 """The values of a context for another: that of a model which has changed since."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -68,7 +68,7 @@ class LoadReport:
     def _paths(self, what: str) -> tuple[str, ...]:
         return tuple(row.path for row in self.rows if row.what == what)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[LoadRow]:
         return iter(self.rows)
 
     def __len__(self) -> int:

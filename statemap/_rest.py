@@ -7,12 +7,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from ._equinox import holds_initial_values
 from ._exact import exact
 from ._pickle import from_pickle, name_of, to_pickle
-from ._values import as_array, describe, misfit, one_level
+from ._values import as_array, describe, misfit, one_level, PyTree
 
 
 class Array:
@@ -49,7 +48,7 @@ class Rest:
     def __deepcopy__(self, memo: Any) -> "Rest":
         return self
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (to_pickle(self.tree),)
 
     def __repr__(self) -> str:

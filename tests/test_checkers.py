@@ -94,7 +94,6 @@ sm.vmap2(step, unexpected_out_state_mapping="shout")  # wrong
 sm.vmap2(step, axes=0)  # wrong
 sm.pmap2(unexpected_out_state_mapping="shout")  # wrong
 sm.Map(lambda: v, init_map_size=3, behavior="smap")  # wrong
-sm.lane(states, 0, 0)  # wrong
 sm.random.normal(states, 3)  # wrong
 step.plan(states, jnp.ones(3))["v"].axis  # wrong
 """

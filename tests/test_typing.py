@@ -9,6 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import pytest
 from jaxtyping import Array, Float
 
 import statemap as sm
@@ -67,6 +68,32 @@ class Model(eqx.Module):
 
     def total(self, states: sm.States) -> tuple[str, sm.States]:
         return "total", states
+
+
+class Fields(eqx.Module):
+    n: int
+    w: sm.ParamState[Float[Array, " n"]] = sm.field(lambda self, key: jr.normal(key, (self.n,)))
+    v: sm.ShortTermState[Float[Array, " n"]] = sm.field(lambda self: jnp.zeros(self.n), tag="fast")
+    cell: sm.ParamState[eqx.nn.Linear] = sm.field(lambda key: eqx.nn.Linear(2, 2, key=key))
+    gain: sm.ParamState[Array] = sm.field(1.0)
+    rng: sm.RandomState = sm.field()
+
+    def __call__(self, states: sm.States, x: Array) -> tuple[Array, sm.States]:
+        assert_type(states[self.v], Float[Array, " n"])
+        assert_type(states[self.cell], eqx.nn.Linear)
+        return states[self.w] * x, states
+
+
+def test_fields():
+    model, states = sm.make_with_states(Fields)(3, key=jr.key(0))
+    assert_type(model, Fields)
+    assert_type(states, sm.States)
+    again, _ = sm.make_with_states(lambda: Fields(3, v=sm.ShortTermState(jnp.ones(3))))(key=0)
+    assert_type(again, Fields)
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        sm.make_with_states(Fields)()  # type: ignore
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        Fields(3, gian=sm.ParamState(1.0))  # type: ignore
 
 
 def make_pair(*, n: int, key: Array) -> tuple[Model, sm.States]:
