@@ -31,7 +31,7 @@ class LoadReport:
     """
 
     def __init__(self, rows: Sequence[LoadRow]):
-        self.rows = tuple(rows)
+        self.rows: tuple[LoadRow, ...] = tuple(rows)
 
     @property
     def loaded(self) -> tuple[str, ...]:
