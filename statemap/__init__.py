@@ -8,6 +8,7 @@ from ._errors import (
     DonatedStatesError as DonatedStatesError,
     StateNotFoundError as StateNotFoundError,
 )
+from ._fields import field as field
 from ._filters import (
     All as All,
     Any as Any,

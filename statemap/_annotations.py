@@ -6,7 +6,9 @@ own, whose `isinstance` looks at the kind and then at the value.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, no_type_check, TypeVar
 
 import equinox as eqx
@@ -33,7 +35,7 @@ class _CheckedMeta(type):
             return False
         if instance.is_handle:  # the value is in a context, checked when it was made
             return True
-        return _matches(instance.value, cls.hint)
+        return matches(instance.value, cls.hint)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
         return subclass is cls or issubclass(subclass, cls.kind)
@@ -41,15 +43,41 @@ class _CheckedMeta(type):
 
 def checked(kind: type, hint: Any) -> type:
     """The class whose instances are the `kind`s with a value that `hint` describes."""
-    name = f"{kind.__name__}[{_show(hint)}]"
+    name = f"{kind.__name__}[{show_hint(hint)}]"
     return _CheckedMeta(name, (), {"kind": kind, "hint": hint, "__module__": kind.__module__})
 
 
-def _show(hint: Any) -> str:
+def show_hint(hint: Any) -> str:
     shape, array = getattr(hint, "dim_str", None), getattr(hint, "array_type", None)
     if shape is None or array is None:
         return (getattr(hint, "__name__", None) or repr(hint)).rpartition(".")[2]
-    return f'{hint.__name__.partition("[")[0]}[{_show(array)}, "{shape}"]'
+    return f'{hint.__name__.partition("[")[0]}[{show_hint(array)}, "{shape}"]'
+
+
+def is_checked(hint: Any) -> bool:
+    """Whether an annotation is what `State[...]` returns."""
+    return isinstance(hint, _CheckedMeta)
+
+
+def field_hint(cls: type, name: str) -> Any:
+    """The annotation of a field; a string, as `from __future__ import annotations` makes it, where
+    the module of its class does not have all of its names.
+    """
+    for base in cls.__mro__:
+        hint = inspect.get_annotations(base).get(name)
+        if hint is not None:
+            return resolved(hint, base.__module__, vars(base))
+    return None
+
+
+def resolved(hint: Any, module: str, names: Mapping[str, Any] | None = None) -> Any:
+    """An annotation, of which `from __future__ import annotations` may have made a string."""
+    if not isinstance(hint, str):
+        return hint
+    try:
+        return eval(hint, vars(sys.modules[module]), names)
+    except Exception:  # whatever it evaluates: it may be in somebody else's class
+        return hint
 
 
 def check_fields(model: PyTree) -> None:
@@ -68,21 +96,18 @@ def check_fields(model: PyTree) -> None:
 
 @jaxtyped(typechecker=None)  # what `isinstance` learns of the axes' sizes lasts for this call
 def _check_module(module: eqx.Module) -> None:
-    fields = [
-        (f, getattr(module, f.name, None))
-        for f in dataclasses.fields(module)
-        if isinstance(f.type, _CheckedMeta)
-    ]
-    for field, value in fields:
-        if not isinstance(value, field.type):  # pyright: ignore
-            cls = type(module).__name__
+    cls = type(module)
+    hints = {f.name: field_hint(cls, f.name) for f in dataclasses.fields(module)}
+    fields = {n: getattr(module, n, None) for n, hint in hints.items() if is_checked(hint)}
+    for name, value in fields.items():
+        if not isinstance(value, hints[name]):
             others = ", ".join(
-                f"{f.name}={eqx.tree_pformat(v, struct_as_array=True)}"
-                for f, v in fields
-                if f is not field
+                f"{n}={eqx.tree_pformat(v, struct_as_array=True)}"
+                for n, v in fields.items()
+                if n != name
             )
             raise TypeError(
-                f"`{cls}.{field.name}` is annotated `{_show(field.type)}` and holds "
+                f"`{cls.__name__}.{name}` is annotated `{show_hint(hints[name])}` and holds "
                 f"{eqx.tree_pformat(value, struct_as_array=True)}."
                 + (f" (Besides it: {others}.)" if others else "")
             )
@@ -98,7 +123,7 @@ def _modules(tree: PyTree) -> Iterator[eqx.Module]:
 
 
 @no_type_check
-def _matches(value: Any, hint: Any) -> bool:
+def matches(value: Any, hint: Any) -> bool:
     if hint is Any or isinstance(hint, TypeVar) or isinstance(hint, str):
         return True
     if any(isinstance(x, jax.ShapeDtypeStruct) or x is None for x in jax.tree.leaves(value)):

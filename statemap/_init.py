@@ -13,7 +13,7 @@ from ._devices import Devices
 from ._errors import BatchAxisError
 from ._jax import lanes_sharding, lay_lanes, with_lanes, without_axis
 from ._lane import Lane
-from ._make import bind, is_made
+from ._make import bind, call, is_made
 from ._members import MemberAxes
 from ._options import check_axis_size
 from ._slots import intern_slots, Slots, to_path
@@ -68,8 +68,8 @@ def vmap2_new_states(
     - `make`: a class or a function that returns a pytree with States, or `(model, states)`. It
         runs once, for all lanes.
     - `init_kwargs`: its keyword arguments.
-    - `key`: a key or seed, which is split: `make` is given `key=`, one for each lane. Left out,
-        `make` is given none.
+    - `key`: a key or seed, which is split, one for each lane: for `make`, if it takes a `key`,
+        and for the fields that [`statemap.field`][] declares.
     - `state_tag`: a tag for every new state.
     - `axis_size`: the number of lanes; needed unless `in_axes` maps an argument.
     - `state_out_axes`: on which axis the new states have their lanes: a mapping from axes to
@@ -253,11 +253,12 @@ class _Run:
         mapped = jax.tree.unflatten(self.treedef, leaves)
         if self.impl is not None:
             mapped["key"] = jax.random.wrap_key_data(mapped["key"], impl=self.impl)
-        made = self.make(**self.kwargs, **mapped)
+        made, keys = call(self.make, (), {**self.kwargs, **mapped})
         if isinstance(made, tuple) and len(made) >= 2 and isinstance(made[1], States):
             model, states = made[0], made[1]
+            keys.refuse_unused()
         else:
-            model, states = bind(made)
+            model, states = bind(made, keys)
         if self.tag is not None:
             model, states = _retag(model, states, self.tag)
         self.slots = states._slots

@@ -1,14 +1,17 @@
 """From a constructor to a model of handles and a context of values."""
 
 import functools
+import inspect
 import zlib
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, overload, ParamSpec, Protocol, runtime_checkable, TypeVar
 
 import equinox as eqx
 import jax
 
 from ._annotations import check_fields
+from ._fields import fill, Keys
+from ._pending import holds_states, Pending
 from ._slots import collect, find_states
 from ._state import Handle, is_state, State, with_fields
 from ._states import assemble, States
@@ -16,10 +19,19 @@ from ._values import dotted, Path, Struct
 
 
 P = ParamSpec("P")
-M = TypeVar("M")
+M = TypeVar("M", covariant=True)
 
 
-def make_with_states(make: Callable[P, M]) -> Callable[P, tuple[M, States]]:
+@runtime_checkable
+class _WithStates(Protocol[P, M]):
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> tuple[M, States]: ...
+
+    @overload
+    def __call__(self, *args: Any, key: Any, **kwargs: Any) -> tuple[M, States]: ...
+
+
+def make_with_states(make: Callable[P, M]) -> _WithStates[P, M]:
     """Turns what makes a model into what makes a model and its context. (The form is that of
     `equinox.nn.make_with_state`.)
 
@@ -55,11 +67,14 @@ def make_with_states(make: Callable[P, M]) -> Callable[P, tuple[M, States]]:
     A function with the arguments of `make` that returns `(model, states)`: the pytree with a
     handle in the place of every State, and the context with the values. A State that is used at
     two places is one slot. Two models that are made the same way may exchange their contexts.
+    It takes a `key=`, too, for the fields that [`statemap.field`][] declares; `make` is given it
+    as well if it has such a parameter.
 
     **Raises:**
 
     `ValueError` if two States have the same name; `TypeError` if a State does not match the
-    annotation of its field, such as `ParamState[Float[Array, "out in"]]`.
+    annotation of its field, such as `ParamState[Float[Array, "out in"]]`, or a `key` is missing
+    or of no use.
     """
 
     if not callable(make) or is_made(make):
@@ -72,14 +87,64 @@ def make_with_states(make: Callable[P, M]) -> Callable[P, tuple[M, States]]:
         )
 
     @functools.wraps(make, updated=())
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> tuple[M, States]:
-        return bind(make(*args, **kwargs))
+    def wrapped(*args: Any, **kwargs: Any) -> tuple[M, States]:
+        return bind(*call(make, args, kwargs))
 
+    _show_key(wrapped)
     return wrapped
 
 
-def bind(model: M) -> tuple[M, States]:
-    """The model with handles in the place of its States, and their context."""
+def _show_key(fn: Any) -> None:
+    """Adds `key` to the signature of a function, which takes it."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return
+    every = list(signature.parameters.values())
+    if not any(p.name == "key" or p.kind is p.VAR_KEYWORD for p in every):
+        key = inspect.Parameter("key", inspect.Parameter.KEYWORD_ONLY, default=None)
+        fn.__signature__ = signature.replace(parameters=[*every, key])
+
+
+def call(
+    make: Callable[..., M], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[M, Keys]:
+    """What `make` makes, and the keys for its fields. It is given `key` if it takes one."""
+    name = getattr(make, "__name__", type(make).__name__)
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):  # of what is written in C
+        return make(*args, **kwargs), Keys(name, kwargs.get("key"), True)
+    parameter = signature.parameters.get("key")
+    is_taken = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    if parameter is not None:  # a field that is called so gets a key as all others do
+        is_taken = not isinstance(parameter.default, Pending)
+    key = kwargs.get("key")
+    if is_taken:
+        made = make(*args, **kwargs)
+        if parameter is not None and key is None:  # given by position, or the default
+            key = _argument(signature, args, kwargs)
+    else:
+        made = make(*args, **{k: v for k, v in kwargs.items() if k != "key"})
+    return made, Keys(name, key, is_taken)
+
+
+def _argument(signature: inspect.Signature, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments["key"]
+
+
+def bind(model: M, keys: Keys | None = None) -> tuple[M, States]:
+    """The model with handles in the place of its States, and their context.
+
+    **Arguments:**
+
+    - `keys`: for the fields whose states are made here.
+    """
+    if keys is not None:
+        model = fill(model, keys)
+        keys.refuse_unused()
     check_fields(model)
     every = [(p, s) for p, s in find_states(model) if is_state(s)]
     _refuse_twins(every)
@@ -100,7 +165,7 @@ def bind(model: M) -> tuple[M, States]:
 def is_made(make: Any) -> bool:
     """Whether something is a model rather than what makes one."""
     if isinstance(make, eqx.Module) and not hasattr(make, "__func__"):
-        return any(map(is_state, jax.tree.leaves(make, is_leaf=is_state)))
+        return holds_states(make)
     return isinstance(make, State)
 
 

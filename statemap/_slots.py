@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from ._errors import near, StateNotFoundError
 from ._exact import exact
 from ._filters import Predicate, show_filter
+from ._pending import Pending
 from ._state import is_state, State, static_fields, with_fields
 from ._values import describe, dotted, Path
 
@@ -59,6 +60,8 @@ class Slots:
         if found is None:
             if isinstance(key, State):
                 return self._find_handle(key)
+            if isinstance(key, Pending):
+                raise TypeError(key.unbound())
             if not isinstance(key, (str, tuple)):
                 raise TypeError(
                     f"A context is asked for a handle, a path or a name, not {key!r} of type "

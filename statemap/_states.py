@@ -1,13 +1,14 @@
 """The context: an immutable mapping from the paths of states to their values."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload, TypeVar
+from typing import Any, no_type_check, overload, TypeVar
 
 import equinox as eqx
 import jax
 import wadler_lindig as wl
 from jaxtyping import PyTree
 
+from ._bindings import bind_axes
 from ._errors import near
 from ._filters import Filter, to_predicate
 from ._overlay import moved_of, replaced, Watched, with_moved
@@ -125,12 +126,16 @@ class States:
     @overload
     def __getitem__(self, key: str | Path) -> Any: ...
 
+    @no_type_check  # `bind_axes` is about the call that this is in
     def __getitem__(self, key: Any) -> Any:
         """The value of a state, by handle, path or name."""
         i = self._slots.find(key)
         if type(self._values) is Watched and isinstance(key, State):
             self._values.refuse_population(i, key)
-        return self._slots.decode(i, own(self._values[i]))
+        value = self._slots.decode(i, own(self._values[i]))
+        if not isinstance(key, str | tuple):  # a handle
+            bind_axes(key, value)
+        return value
 
     @overload
     def set(self, key: State[T], value: T) -> "States": ...
