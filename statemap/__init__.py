@@ -20,11 +20,17 @@ from ._filters import (
     to_predicate as to_predicate,
     WithTag as WithTag,
 )
+from ._gather import (
+    broadcast as broadcast,
+    concatenate as concatenate,
+    stack as stack,
+    unstack as unstack,
+)
 from ._init import vmap2_new_states as vmap2_new_states
 from ._make import make_with_states as make_with_states
 from ._map import Map as Map
 from ._mapping import StatefulMapping as StatefulMapping
-from ._members import lane as lane, MemberAxes as MemberAxes, stack as stack, unstack as unstack
+from ._members import MemberAxes as MemberAxes
 from ._plan import Plan as Plan
 from ._pmap import pmap2 as pmap2, pmap2_new_states as pmap2_new_states
 from ._rules import Reduce as Reduce, Restore as Restore
@@ -39,6 +45,7 @@ from ._state import (
     State as State,
 )
 from ._states import States as States
+from ._verbs import lane as lane, put as put, reseed as reseed, where as where
 from ._vmap import vmap2 as vmap2
 
 

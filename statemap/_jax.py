@@ -14,6 +14,7 @@ were tried with jax 0.8.2, 0.10.2 and 0.12.0; `tests/test_jax.py` fails by name 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -193,6 +194,48 @@ def gather_lanes(x: jax.Array, axis: int) -> jax.Array:
         return x
     spec[axis] = None
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def lay_as(y: Any, x: Any, before: int | None, after: int | None) -> Any:
+    """An array `y` that was made of `x`, laid over the mesh as `x` is; over no other. The axis of
+    the lanes keeps its place on the mesh where its new size allows that.
+
+    **Arguments:**
+
+    - `before`, `after`: the axis of the lanes in `x` and in `y`, None where there is none.
+    """
+    sharding = _lies(x)
+    if sharding is None:
+        return y
+    spec = list(sharding.spec) + [None] * (len(x.shape) - len(sharding.spec))
+    entry = None if before is None else spec.pop(before)
+    if after is not None:
+        parts = math.prod(sharding.mesh.shape[name] for name in _names(entry))
+        spec.insert(after, entry if y.shape[after] % parts == 0 else None)
+    wanted = sharding.update(spec=PartitionSpec(*spec))
+    if isinstance(y, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(y.shape, y.dtype, sharding=wanted)
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    if explicit and isinstance(y, jax.core.Tracer):
+        return jax.sharding.reshard(y, wanted)
+    if isinstance(y, jax.core.Tracer):
+        return y
+    if isinstance(y, jax.Array) and y.committed and y.sharding == wanted:
+        return y
+    return jax.device_put(y, wanted)
+
+
+def _lies(x: Any) -> Any:
+    """The mesh that an array lies on, and how, if it has several devices: of a traced one where
+    its type says so.
+    """
+    is_typed = isinstance(x, jax.core.Tracer)
+    sharding = getattr(jax.typeof(x) if is_typed else x, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty or sharding.mesh.size == 1:
+        return None
+    if is_typed and AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    return sharding
 
 
 def _spec(aval: Any) -> tuple[Any, ...]:
