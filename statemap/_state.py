@@ -1,7 +1,7 @@
 """States and their kinds: immutable pytree nodes that hold a value, or stand for one."""
 
 import dataclasses
-from typing import Any, Generic, NamedTuple, TYPE_CHECKING, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TYPE_CHECKING, TypeVar
 
 import equinox as eqx
 import jax
@@ -26,7 +26,17 @@ class Handle(NamedTuple):
     struct: Struct
 
 
-class State(eqx.Module, Generic[T]):
+if TYPE_CHECKING:
+    # To a type checker, a dataclass that is not declared frozen has no hash, and a handle could not
+    # be a key of `states.update({...})`. Equinox's are frozen, and do not say so.
+    class _Node:
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+else:
+    _Node = eqx.Module
+
+
+class State(_Node, Generic[T]):
     """A piece of state: a value, with a kind (its class), a name and a tag.
 
     A State is immutable and a pytree node: its value is the child, the rest is static. It is

@@ -32,6 +32,7 @@ class Model(eqx.Module):
         noise, states = sm.random.normal(states, self.rng, (3,))
         assert_type(noise, Array)
         assert_type(states, sm.States)
+        states = states.update({self.v: x, self.pair: states[self.pair]})
         return states[self.v] + x + noise, states.set(self.v, x)
 
 
