@@ -81,7 +81,7 @@ class Agent(eqx.Module):
 
     def loss(self, states: sm.States):
         """What one environment wants of the policy, after `HORIZON` time steps."""
-        (log_probs, values, overs, _), states = self.run(states, HORIZON)
+        (log_probs, values, overs, _), states = sm.scan(self.step, length=HORIZON)(states)
         _, last = self.look(states)
 
         def backwards(future, over):
@@ -92,14 +92,6 @@ class Agent(eqx.Module):
         surprise = returns - values
         gain = jax.lax.stop_gradient(surprise) * log_probs
         return jnp.mean(0.5 * surprise**2 - gain), states
-
-    def run(self, states: sm.States, steps: int):
-        def body(states, _):
-            out, states = self.step(states)
-            return states, out
-
-        states, outs = jax.lax.scan(body, states, length=steps)
-        return outs, states
 
 
 def push(cart: Float[Array, "4"], right: Bool[Array, ""]) -> Float[Array, "4"]:
@@ -134,7 +126,7 @@ def learn(model: Agent, states: sm.States, axes: sm.MemberAxes, updates: int):
         grads, new = jax.grad(mean_loss, has_aux=True)(params, rest)
         steps, opt_state = optimiser.update(grads, opt_state)
         counts = [new[count] - states[count] for count in (model.finished, model.balanced)]
-        return new.merge(optax.apply_updates(params, steps)), opt_state, counts
+        return new.merge(eqx.apply_updates(params, steps)), opt_state, counts
 
     curve = []
     progress = tqdm(range(updates), desc="Learning", unit="update")
@@ -148,12 +140,11 @@ def learn(model: Agent, states: sm.States, axes: sm.MemberAxes, updates: int):
 def watch(model: Agent, states: sm.States, axes: sm.MemberAxes) -> tuple[np.ndarray, np.ndarray]:
     """The carts of some environments over a whole episode, and when episodes were over."""
     run = sm.vmap2(
-        model.run,
+        sm.scan(model.step, length=LONGEST),
         state_in_axes=axes,
         state_out_axes={sm.Restore: sm.LongTermState},  # what is watched counts for nothing
-        static_argnames="steps",
     )
-    (_, _, overs, carts), _ = run(states, steps=LONGEST)
+    (_, _, overs, carts), _ = run(states)
     return np.asarray(overs), np.asarray(carts)
 
 
@@ -189,7 +180,7 @@ def plot(file, curve, before, after, pushes):
         fallen = np.sum(overs & (np.abs(carts[:, :, 2]) > LEAN))
         axes.set_title(f"{when}: {len(overs)} poles, which fell {fallen} times")
         axes.set(ylabel="lean (degrees)", xlim=(0, DT * LONGEST))
-    axes.set_xlabel("time (s)")
+    panels[1].set_xlabel("time (s)")
     for axes in (above, *panels):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

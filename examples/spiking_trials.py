@@ -7,7 +7,7 @@ needs `pip install matplotlib tqdm` and shows
 - a model whose fields are named once, by `sm.field`, and trials made of it by `sm.broadcast`;
 - states of three kinds: synapses that all trials share, voltages that each trial has for itself,
   and a stream of random numbers;
-- `jax.lax.scan` over time inside `vmap2` over trials, and `vmap2` inside `scan`;
+- `scan` over time inside `vmap2` over trials, and `vmap2` inside `scan`;
 - that the two draw different numbers from one stream, and the same from a stream for each trial:
   then every spike is the same, and so is every bit of the streams that are left.
 
@@ -76,25 +76,11 @@ def synapses(n: int, key: Array) -> Array:
 Step = Callable[[sm.States, Array], tuple[Array, sm.States]]
 
 
-def over_time(step: Step) -> Step:
-    """A step, taken for each of its inputs: `scan` wants the carry first, and a mapping last."""
-
-    def run(states, inputs):
-        def body(states, x):
-            out, states = step(states, x)
-            return states, out
-
-        states, outs = jax.lax.scan(body, states, inputs)
-        return outs, states
-
-    return run
-
-
 def both_forms(model: Network, axes: sm.MemberAxes) -> dict[str, Step]:
     """All trials, with the scan inside of the map and outside."""
-    trials = sm.vmap2(over_time(model.step), in_axes=None, out_axes=1, state_in_axes=axes)
+    trials = sm.vmap2(sm.scan(model.step), in_axes=None, out_axes=1, state_in_axes=axes)
     step = sm.vmap2(model.step, in_axes=None, state_in_axes=axes)
-    return {"scan inside": trials, "scan outside": jax.jit(over_time(step))}
+    return {"scan inside": trials, "scan outside": jax.jit(sm.scan(step))}
 
 
 def simulate(trials: int, drives: Array):
