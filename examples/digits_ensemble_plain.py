@@ -83,18 +83,14 @@ def make_ensemble(key):
         @functools.partial(jax.vmap, in_axes=(0, None))
         def member(states, images):
             model, stats, key = states
-            if train:
-                key, *lanes = jr.split(key, len(images) + 1)
-                # The second half of a lane's key is the one that statemap draws from.
-                keys = jax.vmap(lambda key: jr.split(key)[1])(jnp.stack(lanes))
-            else:
-                keys = jr.split(key, len(images))  # and no image uses its own
-            # Over images, which share model and statistic and have keys of their own.
-            in_axes, out_axes = (None, 0, 0), (0, None)
-            one = functools.partial(model, train=train)
-            batch = jax.vmap(one, in_axes, out_axes, axis_name="batch")
-            logits, stats = batch(stats, images, keys)
-            return logits, States(model, stats, key)
+            keys = jr.split(key, len(images) + 1)
+            # Any keys would do; the second half of each is what statemap draws from.
+            draws = jax.vmap(jr.split)(keys[1:])[:, 1]
+            image = functools.partial(model, train=train)
+            # Images share the model and the statistic, and have keys of their own.
+            batch = jax.vmap(image, in_axes=(None, 0, 0), out_axes=(0, None), axis_name="batch")
+            logits, stats = batch(stats, images, draws)
+            return logits, States(model, stats, keys[0] if train else key)
 
         return member(states, images)
 
