@@ -1,9 +1,16 @@
-"""Shows every class under its public name, `statemap.States`.
+"""Shows every class under its public name, `statemap.States`, and fills in what is counted.
 
-hippogriffe does so, except for classes with a `__pdoc__`, which know how to print themselves.
+hippogriffe does the first, except for classes with a `__pdoc__`, which know how to print
+themselves.
 """
 
+import pathlib
 import re
+import sys
+
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from _side_by_side import filled
 
 
 # In a signature, where every word is highlighted by itself, and in the text of a tooltip.
@@ -12,6 +19,10 @@ _HIGHLIGHTED = re.compile(
     r'<span class="n">_\w+</span><span class="o">\.</span>'
 )
 _PLAIN = re.compile(r"\b(statemap\.)_\w+\.(?=[A-Z])")
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    return filled(markdown)
 
 
 def on_post_page(output: str, **_: object) -> str:
