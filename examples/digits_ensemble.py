@@ -42,7 +42,7 @@ LEARNING_RATE = 3e-3
 class Classifier(eqx.Module):
     """One member. The fields declare its states, whose values are kept in a `States` context."""
 
-    # The value of a state may be a whole Equinox layer.
+    # The value of a state may be a whole Equinox layer. Each key is derived from the model's.
     cell: sm.ParamState[eqx.nn.GRUCell] = sm.field(lambda key: eqx.nn.GRUCell(8, HIDDEN, key=key))
     readout: sm.ParamState[Float[Array, "digits hidden"]] = sm.field(
         lambda key: jr.normal(key, (10, HIDDEN)) / HIDDEN**0.5
@@ -156,7 +156,7 @@ def print_table(trained, held_out):
 def plot(file, curves, vote, images, labels):
     """Draws the learning curves, and below them the held-out digits that the vote read worst."""
     figure = Figure(figsize=(10, 6.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(2, 1))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(2, 1)).flat
     left, right = above.subplots(1, 2)
     epochs = range(1, len(curves[0]) + 1)
     for axes, curve in ((left, curves[0]), (right, 100 * curves[1])):

@@ -23,6 +23,7 @@ import argparse
 import os
 import sys
 import time
+from typing import Any
 
 
 FLAG = "--xla_force_host_platform_device_count"
@@ -55,29 +56,23 @@ TRANSIENT = 100.0  # ms that do not count for the firing rates
 class Neuron(eqx.Module):
     """One neuron. Its fields declare its states, whose values are kept in a `States` context."""
 
-    g_na: sm.ParamState[Float[Array, ""]]
-    g_k: sm.ParamState[Float[Array, ""]]
-    g_l: sm.ParamState[Float[Array, ""]]
-    v: sm.ShortTermState[Float[Array, ""]]
-    m: sm.ShortTermState[Float[Array, ""]]
-    h: sm.ShortTermState[Float[Array, ""]]
-    n: sm.ShortTermState[Float[Array, ""]]
-    rng: sm.RandomState
+    spread: float = eqx.field(static=True)
     noise: float = eqx.field(static=True)
+    g_na: sm.ParamState[Float[Array, ""]] = sm.field(lambda self, key: self.draw(G_NA, key))
+    g_k: sm.ParamState[Float[Array, ""]] = sm.field(lambda self, key: self.draw(G_K, key))
+    g_l: sm.ParamState[Float[Array, ""]] = sm.field(lambda self, key: self.draw(G_L, key))
+    v: sm.ShortTermState[Float[Array, ""]] = sm.field(-65.0)
+    m: sm.ShortTermState[Float[Array, ""]] = sm.field(lambda self: self.at_rest(0))
+    h: sm.ShortTermState[Float[Array, ""]] = sm.field(lambda self: self.at_rest(1))
+    n: sm.ShortTermState[Float[Array, ""]] = sm.field(lambda self: self.at_rest(2))
+    rng: sm.RandomState = sm.field()
 
-    def __init__(self, spread: float, noise: float, *, key):
-        factors_key, noise_key = jr.split(key)
-        g_na, g_k, g_l = jnp.exp(spread * jr.normal(factors_key, (3,)))
-        self.g_na = sm.ParamState(G_NA * g_na)
-        self.g_k = sm.ParamState(G_K * g_k)
-        self.g_l = sm.ParamState(G_L * g_l)
-        v = jnp.array(-65.0)
-        self.v = sm.ShortTermState(v)
-        self.m, self.h, self.n = (
-            sm.ShortTermState(rise / (rise + fall)) for rise, fall in gate_rates(v)
-        )
-        self.rng = sm.RandomState(noise_key)
-        self.noise = noise
+    def draw(self, conductance: float, key):
+        return conductance * jnp.exp(self.spread * jr.normal(key))
+
+    def at_rest(self, gate: int):
+        rise, fall = gate_rates(self.v.value)[gate]
+        return rise / (rise + fall)
 
     def step(self, states: sm.States, current: Float[Array, ""]):
         """One time step. Returns the voltage, whether it just rose above 0 mV, and the draw."""
@@ -127,7 +122,7 @@ def ramp(x):
 
 def ways_to_map(model, axes, mode):
     """The mappings to run, by name: the same population, laid out in different ways."""
-    options = dict(in_axes=None, state_in_axes=axes, state_out_axes=axes)
+    options: dict[str, Any] = dict(in_axes=None, state_in_axes=axes, state_out_axes=axes)
     ways = {
         "vmap": ("vmap2", sm.vmap2(model, **options)),
         "pmap": (f"pmap2 over {jax.device_count()} devices", sm.pmap2(model, **options)),
@@ -169,7 +164,7 @@ def firing_rates(currents, duration):
     model, states, axes = sm.vmap2_new_states(
         Neuron, dict(spread=0.0, noise=0.0), key=0, axis_size=len(currents)
     )
-    steps = np.repeat(currents[:, None], round(duration / DT), axis=1)
+    steps = jnp.repeat(currents[:, None], round(duration / DT), axis=1)
     (volts, _, _), _ = sm.vmap2(model, state_in_axes=axes)(states, steps)
     return [rate(np.asarray(v, float)) for v in volts]
 
@@ -186,7 +181,7 @@ def rate(v):
 
 def numpy_rate(current, duration):
     """The same for one current, by hand: one neuron in a loop, in double precision."""
-    v, volts = -65.0, []
+    v, gates, volts = -65.0, np.zeros(3), []
     for step in range(round(duration / DT)):
         x, y = (v + 40) / 10, (v + 55) / 10
         rise = [x / -np.expm1(-x), 0.07 * np.exp(-(v + 65) / 20), 0.1 * y / -np.expm1(-y)]
@@ -226,7 +221,7 @@ def plot(file, times, current, conductances, volts, spikes, currents, ours, thei
     right the f-I curve, and how soon each neuron fired.
     """
     figure = Figure(figsize=(11, 7), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(3, 2)).flat
     above, middle, raster, below = left.subplots(4, 1, sharex=True, height_ratios=(1, 3, 4, 2))
     curve, scatter = right.subplots(2, 1)
 

@@ -47,17 +47,10 @@ TIMEOUT = 120.0  # seconds
 class Neuron(eqx.Module):
     """A leaky neuron, inhibited by the mean rate of the whole population."""
 
-    weight: sm.ParamState[Float[Array, "inputs"]]
-    v: sm.ShortTermState[Float[Array, ""]]
-    rate: sm.NonBatchState[Float[Array, ""]]  # one for all neurons
-    rng: sm.RandomState
-
-    def __init__(self, *, key):
-        weight_key, noise_key = jr.split(key)
-        self.weight = sm.ParamState(jr.uniform(weight_key, (INPUTS,)))
-        self.v = sm.ShortTermState(jnp.array(0.0))
-        self.rate = sm.NonBatchState(jnp.array(0.0))
-        self.rng = sm.RandomState(noise_key)
+    weight: sm.ParamState[Float[Array, "inputs"]] = sm.field(lambda key: jr.uniform(key, (INPUTS,)))
+    v: sm.ShortTermState[Float[Array, ""]] = sm.field(0.0)
+    rate: sm.NonBatchState[Float[Array, ""]] = sm.field(0.0)  # one for all neurons
+    rng: sm.RandomState = sm.field()
 
     def __call__(self, states: sm.States, x: Float[Array, "inputs"]):
         noise, states = sm.random.normal(states, self.rng)

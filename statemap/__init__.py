@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import random as random
+from . import _node as _node, random as random
 from ._errors import (
     BatchAxisError as BatchAxisError,
     DonatedStatesError as DonatedStatesError,
@@ -27,6 +27,8 @@ from ._gather import (
     unstack as unstack,
 )
 from ._init import vmap2_new_states as vmap2_new_states
+from ._layers import declare as declare
+from ._load import LoadReport as LoadReport
 from ._make import make_with_states as make_with_states
 from ._map import Map as Map
 from ._mapping import StatefulMapping as StatefulMapping

@@ -66,16 +66,17 @@ def field_hint(cls: type, name: str) -> Any:
     for base in cls.__mro__:
         hint = inspect.get_annotations(base).get(name)
         if hint is not None:
-            return resolved(hint, base.__module__, vars(base))
+            module = sys.modules.get(base.__module__)
+            return resolved(hint, getattr(module, "__dict__", {}), vars(base))
     return None
 
 
-def resolved(hint: Any, module: str, names: Mapping[str, Any] | None = None) -> Any:
+def resolved(hint: Any, names: dict[str, Any], more: Mapping[str, Any] | None = None) -> Any:
     """An annotation, of which `from __future__ import annotations` may have made a string."""
     if not isinstance(hint, str):
         return hint
     try:
-        return eval(hint, vars(sys.modules[module]), names)
+        return eval(hint, names, more)
     except Exception:  # whatever it evaluates: it may be in somebody else's class
         return hint
 

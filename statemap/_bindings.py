@@ -11,7 +11,6 @@ import equinox as eqx
 import jax
 
 from ._annotations import field_hint, is_checked, matches, resolved, show_hint
-from ._state import State
 
 
 # The arguments of the call that is being checked, and the sizes of its axes by name: jaxtyping
@@ -20,23 +19,25 @@ from ._state import State
 try:
     from jaxtyping._storage import get_shape_memo
 except ImportError:
-    get_shape_memo = None
+    get_shape_memo = lambda: ({}, {}, {}, {})
 
 
 # Not checked themselves, all of these: what `isinstance` learns is for the user's call.
 @no_type_check
-def bind_axes(handle: State, value: Any) -> None:
+def bind_axes(handle: Any, value: Any) -> None:
     """Checks a value that is looked up in a method against the annotation of its field.
+
+    **Arguments:**
+
+    - `handle`: the handle that it is looked up by.
 
     **Raises:**
 
     `TypeError` if an axis has another size than an argument or a field that was looked up before.
     """
-    if get_shape_memo is None or handle.handle is None:
-        return
     sizes, _, _, arguments = get_shape_memo()
     module = arguments.get("self")
-    if not isinstance(module, eqx.Module):
+    if module is None or not isinstance(module, eqx.Module):
         return
     # Only of the model whose method this is: another may have axes of other sizes.
     field = next((n for n, x in vars(module).items() if x is handle), None)
@@ -48,10 +49,10 @@ def bind_axes(handle: State, value: Any) -> None:
 
 
 @no_type_check
-def _is_lane(handle: State, value: Any) -> bool:
+def _is_lane(handle: Any, value: Any) -> bool:
     """Whether a value is that of one lane rather than of a population."""
-    declared, leaves = handle.handle.struct.leaves, jax.tree.leaves(value)
-    return [x.shape for x in leaves] == [x.shape for x in declared]
+    leaves = jax.tree.leaves(value)
+    return [x.shape for x in leaves] == [x.shape for x in jax.tree.leaves(handle.struct)]
 
 
 @no_type_check
@@ -87,7 +88,7 @@ def _holders(cls, arguments, axis, size):
     found = []
     for name, value in arguments.items() if fn is not None else ():
         shape = getattr(value, "shape", ())
-        hint = resolved(inspect.get_annotations(fn).get(name), fn.__module__)
+        hint = resolved(inspect.get_annotations(fn).get(name), fn.__globals__)
         if (axis, size) in zip(_names(hint, len(shape)), shape):
             found.append(name)
     return found

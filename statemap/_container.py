@@ -10,10 +10,10 @@ from jaxtyping import PyTree
 from ._axes import is_array
 from ._exact import exact
 from ._overlay import moved_of
-from ._slots import intern_slots, Slot, Slots, to_path
+from ._slots import intern_slots, Slot, Slots
 from ._state import is_state, State, static_fields, with_fields
 from ._states import make_states, States
-from ._values import dotted, Path, refuse_recursive
+from ._values import dotted, Path, refuse_recursive, to_path
 
 
 class _Value(NamedTuple):

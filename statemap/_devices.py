@@ -15,7 +15,7 @@ from ._jax import on_axis
 from ._state_axes import Axis
 
 
-DeviceSpec = Sequence[jax.Device] | Mesh | None
+DeviceSpec = Sequence[Any] | Mesh | None  # `jax.Device` is of unknown type to checkers
 
 
 class Devices:

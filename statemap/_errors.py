@@ -1,7 +1,7 @@
 """The exceptions of statemap, and the small helpers that word their messages."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class BatchAxisError(ValueError):
@@ -19,6 +19,14 @@ class StateNotFoundError(KeyError):
 
 class DonatedStatesError(RuntimeError):
     """A context was used after a mapping with `donate=True` took its memory."""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows below a header, in columns."""
+    lines = [tuple(header), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, tuple("-" * w for w in widths))
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(l, widths)).rstrip() for l in lines)
 
 
 def near(

@@ -61,12 +61,12 @@ def by_identity(value: Any, on_death: Callable[[Any], None] | None) -> Hashable:
         return _reference(value.__self__, on_death), value.__func__
     if isinstance(value, tuple):
         return type(value), tuple(by_identity(x, on_death) for x in value)
-    if value is None or isinstance(value, _PLAIN):
+    if value is None or isinstance(value, PLAIN):
         return exact(value)
     return _reference(value, on_death)
 
 
-_PLAIN = (str, bytes, bool, int, float, complex, enum.Enum, np.dtype, np.generic)
+PLAIN = (str, bytes, bool, int, float, complex, enum.Enum, np.dtype, np.generic)
 
 
 def _reference(value: Any, on_death: Callable[[Any], None] | None) -> Hashable:

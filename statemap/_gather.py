@@ -1,14 +1,14 @@
 """Populations put together and taken apart: `concatenate`, `stack`, `unstack`, `broadcast`."""
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ._axes import move_axis, normalise
-from ._jax import gather_lanes, INLINE, lay_as
+from ._groups import join_on, members_on
+from ._jax import lay_as
 from ._members import MemberAxes
 from ._options import check_axis_size
 from ._population import applied, axes_of, check_states, Population, settle
@@ -71,7 +71,7 @@ def concatenate(
         if len(xs) == 1:
             return xs[0]
         ys = [lay_as(x, xs[0], axis, axis) for x in xs]
-        return lay_as(applied(_joined(_concatenated, axis), *ys), xs[0], axis, axis)
+        return lay_as(applied(join_on(axis), *ys), xs[0], axis, axis)
 
     return first.build(join, *rest)
 
@@ -80,7 +80,6 @@ def stack(members: Iterable[States], axes: StateAxisSpec) -> States:
     """A population from its members.
 
     ```python
-    import jax.numpy as jnp
     import statemap as sm
 
     members = [sm.States(v=sm.ShortTermState(float(i))) for i in range(3)]
@@ -118,7 +117,7 @@ def stack(members: Iterable[States], axes: StateAxisSpec) -> States:
         if axis is None:
             return settle(slot, xs, labels, None, "by an axis in `axes`")
         at = _new_axis(slot, xs[0], axis)
-        return lay_as(applied(_joined(_stacked, at), *xs), xs[0], None, at)
+        return lay_as(applied(join_on(at, is_new=True), *xs), xs[0], None, at)
 
     return first.build(join, *rest)
 
@@ -143,7 +142,7 @@ def unstack(states: States, axes: StateAxisSpec) -> list[States]:
         if axis is None:
             taken.append([x] * n)
         else:
-            taken.append([lay_as(y, x, axis, None) for y in applied(_taken(axis, n), x)])
+            taken.append([lay_as(y, x, axis, None) for y in applied(members_on(axis, n), x)])
         return len(taken) - 1
 
     places = population.build(take)
@@ -264,49 +263,3 @@ def _refuse_populations(
                         "Wrong:  sm.stack(populations, axes)\n"
                         "Right:  sm.concatenate(populations, axes)"
                     )
-
-
-# XLA takes long to compile an operation of hundreds of arrays, so a few are taken at a time.
-_GROUP = 16
-
-
-def _joined(join: Callable[..., Any], axis: int) -> Callable[..., Any]:
-    """A function of many arrays that joins them on an axis, at a cost that grows with them."""
-
-    def joined(*xs: Any) -> Any:
-        parts = [join(axis, *xs[k : k + _GROUP]) for k in range(0, len(xs), _GROUP)]
-        while len(parts) > 1:
-            groups = range(0, len(parts), _GROUP)
-            parts = [_concatenated(axis, *parts[k : k + _GROUP]) for k in groups]
-        return parts[0]
-
-    return joined
-
-
-@functools.partial(jax.jit, static_argnums=0, inline=INLINE)
-def _stacked(axis: int, *xs: Any) -> jax.Array:
-    return jnp.stack(xs, axis)
-
-
-@functools.partial(jax.jit, static_argnums=0, inline=INLINE)
-def _concatenated(axis: int, *xs: Any) -> jax.Array:
-    return jnp.concatenate(xs, axis)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=INLINE)
-def _rows(axis: int, count: int, x: Any, start: Any) -> list[jax.Array]:
-    rows = jax.lax.dynamic_slice_in_dim(x, start, count, axis)
-    return [jax.lax.index_in_dim(rows, k, axis, keepdims=False) for k in range(count)]
-
-
-def _taken(axis: int, n: int) -> Callable[[Any], list[jax.Array]]:
-    """A function of an array that gives its members."""
-
-    def taken(x: Any) -> list[jax.Array]:
-        x = gather_lanes(jnp.asarray(x), axis)
-        rows: list[jax.Array] = []
-        for k in range(0, n, _GROUP):
-            rows += _rows(axis, min(_GROUP, n - k), x, k)
-        return rows
-
-    return taken

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, overload, TypeVar
 
 import equinox as eqx
 import jax
@@ -16,12 +16,45 @@ from ._lane import Lane
 from ._make import bind, call, is_made
 from ._members import MemberAxes
 from ._options import check_axis_size
-from ._slots import intern_slots, Slots, to_path
+from ._slots import intern_slots, Slots
 from ._state import as_key, is_state, RandomState, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
 from ._streams import split_lanes
-from ._values import dotted, Path
+from ._values import dotted, Path, to_path
+
+
+M = TypeVar("M")
+
+
+@overload
+def vmap2_new_states(
+    make: Callable[..., tuple[M, States, *tuple[Any, ...]]],
+    init_kwargs: Mapping[str, Any] | None = None,
+    *,
+    key: Any = None,
+    state_tag: str | None = None,
+    axis_size: int | None = None,
+    state_out_axes: StateAxisSpec = None,
+    in_axes: Mapping[str, int | None] | None = None,
+    axis_name: Hashable = None,
+    spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
+) -> tuple[M, States, MemberAxes]: ...
+
+
+@overload
+def vmap2_new_states(
+    make: Callable[..., M],
+    init_kwargs: Mapping[str, Any] | None = None,
+    *,
+    key: Any = None,
+    state_tag: str | None = None,
+    axis_size: int | None = None,
+    state_out_axes: StateAxisSpec = None,
+    in_axes: Mapping[str, int | None] | None = None,
+    axis_name: Hashable = None,
+    spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
+) -> tuple[M, States, MemberAxes]: ...
 
 
 def vmap2_new_states(
@@ -43,13 +76,9 @@ def vmap2_new_states(
     import statemap as sm
 
     class Noisy(eqx.Module):
-        weight: sm.ParamState
-        rng: sm.RandomState
-
-        def __init__(self, n, *, key):
-            wkey, rkey = jr.split(key)
-            self.weight = sm.ParamState(jr.normal(wkey, (n,)))
-            self.rng = sm.RandomState(rkey)
+        n: int
+        weight: sm.ParamState = sm.field(lambda self, key: jr.normal(key, (self.n,)))
+        rng: sm.RandomState = sm.field()
 
         def __call__(self, states, x):
             noise, states = sm.random.normal(states, self.rng, x.shape)

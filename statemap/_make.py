@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, overload, ParamSpec, Protocol, runtime_checkable, TypeVar
@@ -12,6 +13,7 @@ import jax
 from ._annotations import check_fields
 from ._fields import fill, Keys
 from ._pending import holds_states, Pending
+from ._pickle import name_of
 from ._slots import collect, find_states
 from ._state import Handle, is_state, State, with_fields
 from ._states import assemble, States
@@ -36,7 +38,7 @@ def make_with_states(make: Callable[P, M]) -> _WithStates[P, M]:
     `equinox.nn.make_with_state`.)
 
     ```python
-    import equinox as eqx, jax, jax.numpy as jnp, jax.random as jr
+    import equinox as eqx, jax.numpy as jnp, jax.random as jr
     import statemap as sm
     from jaxtyping import Array, Float
 
@@ -198,5 +200,15 @@ def _first_paths(found: list[tuple[Path, State]]) -> dict[int, Path]:
 
 def _fingerprint(model: Any, found: list[tuple[Path, State]]) -> str:
     """What tells models of different make apart, and is the same in every process."""
-    described = [(p, type(s).__qualname__, s.name, s.tag, Struct(s.value)) for p, s in found]
-    return f"{type(model).__qualname__}:{zlib.crc32(repr(described).encode()):08x}"
+    described = [
+        (p, type(s).__qualname__, s.name, s.tag, _named(Struct(s.value))) for p, s in found
+    ]
+    # A static field of a module may be shown by its address.
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(described))
+    return f"{type(model).__qualname__}:{zlib.crc32(text.encode()):08x}"
+
+
+def _named(struct: Struct) -> Struct:
+    """A value's structure, with names for what is no array."""
+    leaves = (x if isinstance(x, jax.ShapeDtypeStruct) else name_of(x) for x in struct.leaves)
+    return Struct(jax.tree.unflatten(struct.treedef, leaves))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, ClassVar, Concatenate, Generic, overload, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
@@ -15,16 +15,22 @@ from ._init import vmap2_new_states
 from ._make import is_made
 from ._mapping import StatefulMapping
 from ._members import MemberAxes
-from ._options import check_axis_size
+from ._options import Behavior, check_axis_size, Policy, Specs
 from ._pmap import pmap2, pmap2_new_states
-from ._state import Handle, State, with_fields
+from ._state import Handle, read, State, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import States
 from ._values import Struct
 from ._vmap import vmap2
 
 
-class Map(eqx.Module):
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
+M = TypeVar("M", covariant=True)
+
+
+class Map(eqx.Module, Generic[M]):
     """A model mapped over a population. (After `brainstate.nn.Map`.)
 
     ```python
@@ -32,10 +38,8 @@ class Map(eqx.Module):
     import statemap as sm
 
     class Scale(eqx.Module):
-        weight: sm.ParamState
-
-        def __init__(self, size, *, key):
-            self.weight = sm.ParamState(jr.normal(key, (size,)))
+        size: int
+        weight: sm.ParamState = sm.field(lambda self, key: jr.normal(key, (self.size,)))
 
         def __call__(self, states, x):
             return states[self.weight] * x, states
@@ -57,17 +61,53 @@ class Map(eqx.Module):
     """
 
     _make: Callable[..., Any] = eqx.field(static=True)
-    _specs: "_Specs" = eqx.field(static=True)
+    _specs: Specs = eqx.field(static=True)
     init_map_size: int | None = eqx.field(static=True)
     state_tag: str | None = eqx.field(static=True)
     axis_name: Hashable = eqx.field(static=True)
     spmd_axis_name: Hashable = eqx.field(static=True)
-    behavior: str = eqx.field(static=True)
+    behavior: Behavior = eqx.field(static=True)
     devices: Any = eqx.field(static=True)
-    unexpected_out_state_mapping: str = eqx.field(static=True)
+    unexpected_out_state_mapping: Policy = eqx.field(static=True)
     _axes: MemberAxes | None = eqx.field(static=True)
     _handles: tuple[tuple[Axis, tuple[State, ...]], ...] = eqx.field(static=True)
     _mapping: StatefulMapping | None  # of calls; the model is its child
+
+    @overload
+    def __init__(
+        self,
+        module: Callable[..., tuple[M, States, *tuple[Any, ...]]],
+        init_map_size: int | None,
+        init_state_axes: StateAxisSpec = None,
+        state_tag: str | None = None,
+        in_axes: AxisSpec = 0,
+        out_axes: AxisSpec = 0,
+        axis_name: Hashable = None,
+        spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
+        call_state_axes: StateAxisSpec = None,
+        behavior: Behavior = "vmap",
+        *,
+        devices: DeviceSpec = None,
+        unexpected_out_state_mapping: Policy = "raise",
+    ): ...
+
+    @overload
+    def __init__(
+        self,
+        module: Callable[..., M],
+        init_map_size: int | None,
+        init_state_axes: StateAxisSpec = None,
+        state_tag: str | None = None,
+        in_axes: AxisSpec = 0,
+        out_axes: AxisSpec = 0,
+        axis_name: Hashable = None,
+        spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
+        call_state_axes: StateAxisSpec = None,
+        behavior: Behavior = "vmap",
+        *,
+        devices: DeviceSpec = None,
+        unexpected_out_state_mapping: Policy = "raise",
+    ): ...
 
     def __init__(
         self,
@@ -80,10 +120,10 @@ class Map(eqx.Module):
         axis_name: Hashable = None,
         spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
         call_state_axes: StateAxisSpec = None,
-        behavior: str = "vmap",
+        behavior: Behavior = "vmap",
         *,
         devices: DeviceSpec = None,
-        unexpected_out_state_mapping: str = "raise",
+        unexpected_out_state_mapping: Policy = "raise",
     ):
         """**Arguments:**
 
@@ -121,7 +161,7 @@ class Map(eqx.Module):
                 "Right:  sm.Map(LIF, init_map_size=10).init_all_states(n_in=3, n_out=4)"
             )
         self._make = module
-        self._specs = _Specs(in_axes, out_axes, init_state_axes, call_state_axes)
+        self._specs = Specs(in_axes, out_axes, init_state_axes, call_state_axes)
         self.init_map_size = check_axis_size(init_map_size)
         self.state_tag = state_tag
         self.axis_name = axis_name
@@ -133,19 +173,19 @@ class Map(eqx.Module):
         self._handles = ()
         self._mapping = None
 
-    in_axes = property(lambda self: self._specs.in_axes)
-    out_axes = property(lambda self: self._specs.out_axes)
-    init_state_axes = property(lambda self: self._specs.init_state_axes)
-    call_state_axes = property(lambda self: self._specs.call_state_axes)
+    in_axes: ClassVar[property] = property(lambda self: self._specs.in_axes)
+    out_axes: ClassVar[property] = property(lambda self: self._specs.out_axes)
+    init_state_axes: ClassVar[property] = property(lambda self: self._specs.init_state_axes)
+    call_state_axes: ClassVar[property] = property(lambda self: self._specs.call_state_axes)
 
     @property
-    def module(self) -> Any:
+    def module(self) -> M:
         """The model, once the states are made; until then, what makes it."""
         if self._mapping is None:
-            return self._make
+            return self._make  # pyright: ignore
         fn: Any = self._mapping.origin_fun
         is_update = isinstance(fn, jax.tree_util.Partial) and fn.func is _update
-        return fn.args[0] if is_update else fn
+        return fn.args[0] if is_update else fn  # pyright: ignore
 
     @property
     def axes(self) -> MemberAxes:
@@ -161,7 +201,7 @@ class Map(eqx.Module):
         """
         return None if self._axes is None else {a: list(states) for a, states in self._handles}
 
-    def init_all_states(self, *, key: Any = None, **kwargs: Any) -> tuple["Map", States]:
+    def init_all_states(self, *, key: Any = None, **kwargs: Any) -> tuple["Map[M]", States]:
         """Makes the model and the states of all members.
 
         **Arguments:**
@@ -189,7 +229,7 @@ class Map(eqx.Module):
         model, states, axes = made
         by_axis: dict[Axis, list[State]] = {axis: [] for axis in axes}
         for slot, spec, value in zip(states._slots.entries, states._slots.specs, states._values):
-            handle = Handle(slot.path, slot.model, Struct(spec.decode(value)))
+            handle = Handle(slot.path, slot.model, Struct(read(spec, value)))
             axis = next(a for a, paths in axes.items() if slot.path in paths.paths)
             by_axis[axis].append(with_fields(spec, handle=handle))
         handles = tuple((axis, tuple(found)) for axis, found in by_axis.items())
@@ -197,7 +237,15 @@ class Map(eqx.Module):
         mapping = self._map(fn, axes, self.in_axes, self.out_axes, self.axis_name, None)
         return _replace(self, _axes=axes, _handles=handles, _mapping=mapping), states
 
-    def __call__(self, states: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    @overload
+    def __call__(
+        self: "Map[Callable[Concatenate[C, P], R]]", states: C, /, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+
+    @overload
+    def __call__(self, states: C, /, *args: Any, **kwargs: Any) -> tuple[Any, C]: ...
+
+    def __call__(self: Any, states: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Calls the model for every member.
 
         **Arguments:**
@@ -213,13 +261,40 @@ class Map(eqx.Module):
 
         `ValueError` if the states have not been made.
         """
-        if self._mapping is None:
-            self._initialised("update")
-        return self._mapping(states, *args, **kwargs)  # pyright: ignore
+        self._initialised("update")
+        return self._mapping(states, *args, **kwargs)
 
-    def update(self, states: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    @overload
+    def update(
+        self: "Map[Callable[Concatenate[C, P], R]]", states: C, /, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+
+    @overload
+    def update(self, states: C, /, *args: Any, **kwargs: Any) -> tuple[Any, C]: ...
+
+    def update(self: Any, states: Any, /, *args: Any, **kwargs: Any) -> Any:
         """The same as a call."""
         return self(states, *args, **kwargs)
+
+    @overload
+    def map(
+        self,
+        fn: Callable[Concatenate[M, P], R],
+        in_axes: AxisSpec = 0,
+        out_axes: AxisSpec = 0,
+        axis_name: Hashable = None,
+        state_axes: StateAxisSpec = None,
+    ) -> StatefulMapping[P, R]: ...
+
+    @overload
+    def map(
+        self,
+        fn: str,
+        in_axes: AxisSpec = 0,
+        out_axes: AxisSpec = 0,
+        axis_name: Hashable = None,
+        state_axes: StateAxisSpec = None,
+    ) -> StatefulMapping[..., tuple[Any, States]]: ...
 
     def map(
         self,
@@ -320,24 +395,3 @@ def _method(module: Any, name: str) -> Callable[..., Any]:
             + near(name, known, "It has no public methods.", "It has")
         )
     return method
-
-
-class _Specs:
-    """The axes that a `Map` was given, as static data: hashable, equal where they mean the same."""
-
-    def __init__(self, in_axes: Any, out_axes: Any, init_state_axes: Any, call_state_axes: Any):
-        self.in_axes, self.out_axes = in_axes, out_axes
-        self.init_state_axes, self.call_state_axes = init_state_axes, call_state_axes
-        leaves, treedef = jax.tree.flatten([in_axes, out_axes], is_leaf=lambda x: x is None)
-        self._key = (
-            tuple(leaves),
-            treedef,
-            StateAxes.parse(init_state_axes, "init_state_axes"),
-            StateAxes.parse(call_state_axes, "call_state_axes", rules=True),
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Specs) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, overload, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from ._call import Call, Programs
 from ._container import first_argument, pack
 from ._filters import Filter
 from ._jax import is_base_trace
-from ._options import Options
+from ._options import Options, Policy
 from ._overlay import Chosen, moved_of, with_moved
 from ._plan import Plan
 from ._program import Program
@@ -25,7 +25,9 @@ from ._warm import as_overlay, is_plain, warm_call, WarmCall
 
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
+I = TypeVar("I")
 
 # What equal mappings share: by function and options, the programs.
 _shared: Cache[Programs] = Cache(512)
@@ -71,7 +73,7 @@ class StatefulMapping(Generic[P, R]):
         out_axes: AxisSpec = 0,
         state_in_axes: StateAxisSpec = None,
         state_out_axes: StateAxisSpec = None,
-        unexpected_out_state_mapping: str = "raise",
+        unexpected_out_state_mapping: Policy = "raise",
         axis_name: Hashable = None,
         axis_size: int | None = None,
         mapping_fn: Callable[..., Any] = eqx.filter_vmap,
@@ -117,7 +119,8 @@ class StatefulMapping(Generic[P, R]):
         self._set(fn, options, name or getattr(fn, "__name__", type(fn).__name__))
 
     def _set(self, fn: Callable[P, R], options: Options, name: str) -> None:
-        self._fn = self.__wrapped__ = fn
+        self._fn = fn
+        self.__wrapped__: Callable[P, R] = fn
         self._options = options
         self._name = name
         self._function: Function | None = None
@@ -130,11 +133,11 @@ class StatefulMapping(Generic[P, R]):
                 setattr(self, attribute, value)
         self.__name__ = self.__qualname__ = name
 
-    origin_fun = property(lambda self: self._fn, doc="The function that is mapped.")
-    in_axes = property(lambda self: self._options.in_axes)
-    out_axes = property(lambda self: self._options.out_axes)
-    axis_name = property(lambda self: self._options.axis_name)
-    axis_size = property(lambda self: self._options.axis_size)
+    origin_fun: property = property(lambda self: self._fn, doc="The function that is mapped.")
+    in_axes: property = property(lambda self: self._options.in_axes)
+    out_axes: property = property(lambda self: self._options.out_axes)
+    axis_name: property = property(lambda self: self._options.axis_name)
+    axis_size: property = property(lambda self: self._options.axis_size)
 
     @property
     def state_in_axes(self) -> dict[Axis, Filter]:
@@ -266,10 +269,18 @@ class StatefulMapping(Generic[P, R]):
         container, args, kwargs = jax.tree.unflatten(key.treedef, key.leaves)
         return self._traced(*pack(container), args, kwargs).jaxpr
 
-    def __reduce__(self) -> tuple:  # without what is compiled
+    def __reduce__(self) -> tuple[Any, ...]:  # without what is compiled
         return _unflatten, ((self._options, self._name), (self._fn,))
 
-    def __get__(self, instance: Any, owner: type | None = None) -> "StatefulMapping":
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> "StatefulMapping[P, R]": ...
+
+    @overload
+    def __get__(
+        self: "StatefulMapping[Concatenate[I, Q], R]", instance: I, owner: type | None = None
+    ) -> "StatefulMapping[Q, R]": ...
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
         bound = object.__new__(type(self))

@@ -17,7 +17,7 @@ class MemberAxes(Mapping[Axis, InPaths]):
     as a pytree of axes, for `jax.vmap` and `equinox.filter_vmap`.
 
     ```python
-    import equinox as eqx, jax, jax.numpy as jnp
+    import jax, jax.numpy as jnp
     import statemap as sm
 
     def make():

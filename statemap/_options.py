@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, Literal, TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -18,6 +18,12 @@ from ._state_axes import StateAxes, StateAxisSpec
 
 POLICIES = ("raise", "warn", "ignore")
 
+if TYPE_CHECKING:
+    Policy = Literal["raise", "warn", "ignore"]
+    Behavior = Literal["vmap", "pmap"]
+else:  # any string gets as far as the message that names the choices
+    Policy = Behavior = str
+
 
 class Options:
     """See [`statemap.StatefulMapping`][] for what each parameter means."""
@@ -29,7 +35,7 @@ class Options:
         out_axes: AxisSpec,
         state_in_axes: StateAxisSpec,
         state_out_axes: StateAxisSpec,
-        unexpected_out_state_mapping: str,
+        unexpected_out_state_mapping: Policy,
         axis_name: Hashable,
         axis_size: int | None,
         mapping_fn: Callable,
@@ -177,3 +183,24 @@ def _positions(nums: int | Iterable[int] | None, parameter: str) -> frozenset[in
 def _frozen(axes: AxisSpec, on_death: Callable[[Any], None] | None) -> Hashable:
     leaves, treedef = jax.tree.flatten(axes, is_leaf=is_axis_leaf)
     return tuple(by_identity(x, on_death) for x in leaves), treedef
+
+
+class Specs:
+    """The axes that a `Map` was given, as static data: hashable, equal where they mean the same."""
+
+    def __init__(self, in_axes: Any, out_axes: Any, init_state_axes: Any, call_state_axes: Any):
+        self.in_axes, self.out_axes = in_axes, out_axes
+        self.init_state_axes, self.call_state_axes = init_state_axes, call_state_axes
+        leaves, treedef = jax.tree.flatten([in_axes, out_axes], is_leaf=lambda x: x is None)
+        self._key = (
+            tuple(leaves),
+            treedef,
+            StateAxes.parse(init_state_axes, "init_state_axes"),
+            StateAxes.parse(call_state_axes, "call_state_axes", rules=True),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Specs) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)

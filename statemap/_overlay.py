@@ -109,7 +109,7 @@ class Watched(Sequence[Any]):
         declared = handle.handle
         if declared is None or i not in self.unlisted:
             return
-        expected = [x.shape for x in jax.tree.leaves(declared.struct.tree)]
+        expected = [x.shape for x in declared.struct.arrays]
         trailing = handle.trailing_axes
         shapes = [np.shape(x)[: np.ndim(x) - trailing] for x in jax.tree.leaves(self.every[i])]
         if shapes != expected:
@@ -149,6 +149,25 @@ def with_moved(values: Sequence[Any], moved: frozenset[Any]) -> Sequence[Any]:
     new = Moved(values)
     new.moved = moved
     return new
+
+
+class MovedSlots:
+    """The structure of a context in which a mapping inside a lane has moved states: equal to that
+    of any other with these slots. It carries the note through `jit`, which knows of structure
+    and of arrays alone.
+    """
+
+    __slots__ = ("moved", "slots")
+
+    def __init__(self, slots: Any, moved: frozenset[Any]):
+        self.slots = slots
+        self.moved = moved
+
+    def __eq__(self, other: object) -> bool:
+        return other is self.slots or isinstance(other, MovedSlots) and other.slots is self.slots
+
+    def __hash__(self) -> int:
+        return hash(self.slots)
 
 
 def replaced(values: Sequence[Any], new: dict[int, Any]) -> Sequence[Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ._errors import table
 from ._rows import Row
 
 
@@ -30,10 +31,7 @@ class Plan:
     def __repr__(self) -> str:
         header = ("path", "kind", "shape", "read", "written", "axis in", "axis out", "why")
         body = [tuple(_cell(x) for x in row[: len(header)]) for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(header, *body)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths)) for line in (header, *body)]
-        lines.insert(1, "  ".join("-" * w for w in widths))
-        return "\n".join([self.title, *(line.rstrip() for line in lines)])
+        return f"{self.title}\n{table(header, body)}"
 
 
 def _cell(x: object) -> str:

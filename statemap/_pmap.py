@@ -9,32 +9,14 @@ from ._devices import DeviceSpec, make_devices
 from ._init import new_states
 from ._mapping import StatefulMapping
 from ._members import MemberAxes
+from ._options import Policy
 from ._state_axes import StateAxisSpec
 from ._states import States
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@overload
-def pmap2(
-    fn: None = None,
-    axis_name: Hashable = None,
-    *,
-    in_axes: AxisSpec = 0,
-    out_axes: AxisSpec = 0,
-    static_broadcasted_argnums: int | Iterable[int] | None = (),
-    devices: DeviceSpec = None,
-    backend: str | None = None,
-    axis_size: int | None = None,
-    donate_argnums: int | Iterable[int] | None = (),
-    global_arg_shapes: None = None,
-    state_in_axes: StateAxisSpec = None,
-    state_out_axes: StateAxisSpec = None,
-    unexpected_out_state_mapping: str = "raise",
-    donate: bool = False,
-) -> Callable[[Callable[P, R]], StatefulMapping[P, R]]: ...
+M = TypeVar("M")
 
 
 @overload
@@ -52,9 +34,28 @@ def pmap2(
     global_arg_shapes: None = None,
     state_in_axes: StateAxisSpec = None,
     state_out_axes: StateAxisSpec = None,
-    unexpected_out_state_mapping: str = "raise",
+    unexpected_out_state_mapping: Policy = "raise",
     donate: bool = False,
 ) -> StatefulMapping[P, R]: ...
+
+
+@overload
+def pmap2(
+    *,
+    axis_name: Hashable = None,
+    in_axes: AxisSpec = 0,
+    out_axes: AxisSpec = 0,
+    static_broadcasted_argnums: int | Iterable[int] | None = (),
+    devices: DeviceSpec = None,
+    backend: str | None = None,
+    axis_size: int | None = None,
+    donate_argnums: int | Iterable[int] | None = (),
+    global_arg_shapes: None = None,
+    state_in_axes: StateAxisSpec = None,
+    state_out_axes: StateAxisSpec = None,
+    unexpected_out_state_mapping: Policy = "raise",
+    donate: bool = False,
+) -> Callable[[Callable[P, R]], StatefulMapping[P, R]]: ...
 
 
 def pmap2(
@@ -71,7 +72,7 @@ def pmap2(
     global_arg_shapes: Any = None,
     state_in_axes: StateAxisSpec = None,
     state_out_axes: StateAxisSpec = None,
-    unexpected_out_state_mapping: str = "raise",
+    unexpected_out_state_mapping: Policy = "raise",
     donate: bool = False,
 ) -> Any:
     """Maps a function with states over lanes that lie on several devices.
@@ -145,6 +146,38 @@ def pmap2(
         donate_argnums=donate_argnums,
         devices=over,
     )
+
+
+@overload
+def pmap2_new_states(
+    make: Callable[..., tuple[M, States, *tuple[Any, ...]]],
+    init_kwargs: Mapping[str, Any] | None = None,
+    *,
+    key: Any = None,
+    state_tag: str | None = None,
+    axis_size: int | None = None,
+    state_out_axes: StateAxisSpec = None,
+    in_axes: Mapping[str, int | None] | None = None,
+    axis_name: Hashable = None,
+    devices: DeviceSpec = None,
+    backend: str | None = None,
+) -> tuple[M, States, MemberAxes]: ...
+
+
+@overload
+def pmap2_new_states(
+    make: Callable[..., M],
+    init_kwargs: Mapping[str, Any] | None = None,
+    *,
+    key: Any = None,
+    state_tag: str | None = None,
+    axis_size: int | None = None,
+    state_out_axes: StateAxisSpec = None,
+    in_axes: Mapping[str, int | None] | None = None,
+    axis_name: Hashable = None,
+    devices: DeviceSpec = None,
+    backend: str | None = None,
+) -> tuple[M, States, MemberAxes]: ...
 
 
 def pmap2_new_states(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ._jax import eval_jaxpr, make_jaxpr
 from ._rules import HOWS, Reduce
-from ._state import State
+from ._state import read, State, write
 from ._values import fit
 
 
@@ -50,10 +50,10 @@ class Combination:
 
         def run(flat: list[Any]) -> list[Any]:
             values = flat[: len(stacked)], flat[len(stacked) :]
-            given = [spec.decode(jax.tree.unflatten(treedef, leaves)) for leaves in values]
+            given = [read(spec, jax.tree.unflatten(treedef, leaves)) for leaves in values]
             expected = jax.tree.unflatten(treedef, lane)
             try:
-                new = fit(expected, spec.encode(how(*given)), path)
+                new = fit(expected, write(spec, how(*given), path), path)
             except ValueError as error:
                 error.add_note(
                     f"(What {rule!r} in `state_out_axes` returned. It is given the lanes' "

@@ -97,7 +97,7 @@ class _Restore:
         return "Restore"
 
 
-Restore = _Restore()
+Restore: _Restore = _Restore()
 """A key of `state_out_axes`: the states listed under it come out as they came in, and what the
 lanes write to them matters within the call alone.
 

@@ -13,8 +13,8 @@ from ._errors import near, StateNotFoundError
 from ._exact import exact
 from ._filters import Predicate, show_filter
 from ._pending import Pending
-from ._state import is_state, State, static_fields, with_fields
-from ._values import describe, dotted, Path
+from ._state import is_state, read, State, static_fields, with_fields, write
+from ._values import describe, dotted, fit, Path, to_path
 
 
 class Slot(NamedTuple):
@@ -30,6 +30,11 @@ class Slot(NamedTuple):
     def name(self) -> str | None:
         return dict(self.static)["name"]
 
+    def differs(self, other: "Slot") -> str:
+        """A sentence about where the static parts of two values differ, if they do."""
+        mine, theirs = (dict(slot.static)["rest"] for slot in (self, other))
+        return "" if mine is None else mine.differs(theirs)
+
 
 class Slots:
     """The slots of a context, in the order of their paths. Interned: equal ones are identical,
@@ -41,7 +46,10 @@ class Slots:
     def __init__(self, entries: tuple[Slot, ...]):
         self.entries = entries
         self.specs = tuple(_spec(slot) for slot in entries)
-        self.coded = tuple(slot.kind.decode is not State.decode for slot in entries)
+        self.coded = tuple(
+            slot.kind.decode is not State.decode or spec.rest is not None
+            for slot, spec in zip(entries, self.specs)
+        )
         self.index: dict[Any, int] = {}
         for i, slot in enumerate(entries):
             for path in (slot.path, *slot.aliases):
@@ -91,22 +99,27 @@ class Slots:
                 f"for.{near(shown, self.names())}"
             )
         slot = self.entries[found]
-        if slot.kind is not type(state) or slot.model != handle.model:
+        mine, rest = state.rest, self.specs[found].rest
+        same = mine is rest or mine == rest
+        if slot.kind is not type(state) or slot.model != handle.model or not same:
             raise StateNotFoundError(
                 f"The handle `{dotted(handle.path)}` is a {type(state).__name__} of "
                 f"{owner(handle.model)}, while the context's state of that path is a "
-                f"{slot.kind.__name__} of {owner(slot.model)}. Use the model and the context "
-                "that `make_with_states` returned together."
+                f"{slot.kind.__name__} of {owner(slot.model)}."
+                f"{'' if same or mine is None else mine.differs(rest)} Use the model and the "
+                "context that `make_with_states` returned together."
             )
         return found
 
     def decode(self, i: int, data: Any) -> Any:
         """The value that a user sees, from what is stored."""
-        return self.specs[i].decode(data) if self.coded[i] else data
+        return read(self.specs[i], data) if self.coded[i] else data
 
     def encode(self, i: int, value: Any) -> Any:
         """What is stored, from a value that a user gives."""
-        return self.specs[i].encode(value) if self.coded[i] else value
+        if not self.coded[i]:
+            return value
+        return write(self.specs[i], value, dotted(self.entries[i].path))
 
     def names(self) -> list[str]:
         return [dotted(slot.path) for slot in self.entries]
@@ -129,6 +142,17 @@ class Slots:
             any(_ask(predicate, p, state, given_as) for p in (slot.path, *slot.aliases))
             for slot, state in zip(self.entries, states)
         ]
+
+    def first_matching(
+        self, predicates: Sequence[Predicate], values: Sequence[Any]
+    ) -> list[int | None]:
+        """Of each slot, which of the predicates is the first that matches it."""
+        found: list[int | None] = [None] * len(self.entries)
+        states = self.states(values)
+        for k, predicate in enumerate(predicates):
+            matches = self.matching(predicate, states)
+            found = [k if i is None and match else i for i, match in zip(found, matches)]
+        return found
 
     def states(self, values: Sequence[Any]) -> list[State]:
         return [with_fields(spec, data=v) for spec, v in zip(self.specs, values)]
@@ -254,16 +278,32 @@ def collect(found: Iterable[tuple[Path, State]], model: str | None) -> list[tupl
     ]
 
 
+Pair = tuple[Slot, Any]
+
+
+def merge_pairs(mine: Iterable[Pair], others: Iterable[Pair]) -> list[Pair]:
+    """Slots and their values, with those of others: their values replace those that both have.
+
+    **Raises:**
+
+    `ValueError` if a state that both have is not the same one, or a value does not fit.
+    """
+    merged = {pair[0].path: pair for pair in mine}
+    for slot, value in others:
+        if slot.path in merged:
+            path, (own, before) = dotted(slot.path), merged[slot.path]
+            if own != slot:
+                raise ValueError(
+                    f"Both contexts have a state `{path}`, but not the same one: a "
+                    f"{own.kind.__name__} of {owner(own.model)} and a "
+                    f"{slot.kind.__name__} of {owner(slot.model)}.{own.differs(slot)}"
+                )
+            value = fit(before, value, path)
+        merged[slot.path] = (slot, value)
+    return list(merged.values())
+
+
 def find_states(tree: PyTree) -> list[tuple[Path, Any]]:
     """The leaves of a pytree with their paths, a State being a leaf."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_state)
     return [(to_path(keys) or ("state",), leaf) for keys, leaf in leaves]
-
-
-def to_path(keys: tuple) -> Path:
-    """A path as this library writes it, from one as JAX writes it."""
-    out = []
-    for k in keys:
-        part = getattr(k, "name", getattr(k, "key", getattr(k, "idx", None)))
-        out.append(str(k) if part is None else part)
-    return tuple(out)

@@ -1,21 +1,41 @@
 """States and their kinds: immutable pytree nodes that hold a value, or stand for one."""
 
 import dataclasses
-from typing import Any, Generic, NamedTuple, TYPE_CHECKING, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, overload, TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
-from jaxtyping import PyTree
+from jax.typing import ArrayLike
 
 from ._annotations import checked
-from ._values import as_arrays, describe, dotted, fit, own, Path, refuse_recursive, Struct
+from ._rest import Rest, split
+from ._values import describe, dotted, fit, own, Path, PyTree, refuse_recursive, Struct, through
 
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # with defaults, which Python has from 3.13 on
+
+    T = TypeVar("T", default=Any)
+
+    class _Module:
+        """What type checkers take for `equinox.Module`, by whose declaration each class below
+        would have an `__init__` of its fields and no `__hash__`.
+        """
+
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+    _Module = eqx.Module
+
 S = TypeVar("S", bound="State[Any]")
+A = TypeVar("A", bound="State[jax.Array]")
+Number = complex | np.ndarray | np.generic  # what becomes an array
 
 
 class Handle(NamedTuple):
@@ -26,7 +46,7 @@ class Handle(NamedTuple):
     struct: Struct
 
 
-class State(eqx.Module, Generic[T]):
+class State(_Module, Generic[T]):
     """A piece of state: a value, with a kind (its class), a name and a tag.
 
     A State is immutable and a pytree node: its value is the child, the rest is static. It is
@@ -56,6 +76,7 @@ class State(eqx.Module, Generic[T]):
     name: str | None = eqx.field(static=True, default=None)
     tag: str | None = eqx.field(static=True, default=None)
     handle: Handle | None = eqx.field(static=True, default=None)
+    rest: Rest | None = eqx.field(static=True, default=None)  # what of the value is no array
 
     # Of each array in `data`, how many trailing axes are not the user's to map over.
     trailing_axes = 0
@@ -63,18 +84,30 @@ class State(eqx.Module, Generic[T]):
     fixed_dtype = True
     fixed_shape = True
 
-    def __init__(self, value: T, name: str | None = None, tag: str | None = None):
+    @overload
+    def __init__(
+        self: "State[jax.Array]", value: "Number", name: str | None = None, tag: str | None = None
+    ): ...
+
+    @overload
+    def __init__(self, value: T, name: str | None = None, tag: str | None = None): ...
+
+    def __init__(self, value: Any, name: str | None = None, tag: str | None = None):
         """**Arguments:**
 
-        - `value`: a pytree of arrays. NumPy arrays, and Python and NumPy scalars, become JAX
-            arrays. Its containers are made anew here and wherever a value comes or goes, so that
-            nobody changes a state by changing a dictionary.
+        - `value`: a pytree of arrays, such as an array, a dictionary of them or a layer. NumPy
+            arrays become JAX arrays. A number does, too, where it is the whole value or sits in a
+            dictionary, list or tuple. What else is no array (an activation function, a number or
+            flag of a module) is static: it must be hashable, and stays as it is. Containers are
+            made anew here and wherever a value comes or goes, so that nobody changes a state by
+            changing a dictionary.
         - `name`: a second way to look the state up in a context, unique there.
         - `tag`: a label for filters; see [`statemap.WithTag`][].
 
         **Raises:**
 
-        `TypeError` if the value holds no array, or something that is none.
+        `TypeError` if the value holds no array and is no module, or holds what is neither an
+        array nor hashable.
         """
         kind = type(self).__name__
         refuse_recursive(value, f"The value of a {kind}")
@@ -85,7 +118,7 @@ class State(eqx.Module, Generic[T]):
                 f"Wrong:  sm.{kind}(sm.{kind}(x))\n"
                 f"Right:  sm.{kind}(x)"
             )
-        self.data = as_arrays(value, type(self).__name__)
+        self.data, self.rest = split(value, kind)
         self.name = name
         self.tag = tag
         self.handle = None
@@ -112,11 +145,11 @@ class State(eqx.Module, Generic[T]):
                 "Wrong:  self.v.value\n"
                 "Right:  states[self.v]"
             )
-        return self.decode(own(self.data))
+        return read(self, own(self.data))
 
     @property
-    def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """The value's structure, shapes and dtypes, of a handle too."""
+    def struct(self) -> PyTree:
+        """The value with a `jax.ShapeDtypeStruct` in the place of each array, of a handle too."""
         return Struct(self.value).tree if self.handle is None else self.handle.struct.tree
 
     @property
@@ -134,7 +167,13 @@ class State(eqx.Module, Generic[T]):
         """The number of axes of the value, where it is a single array."""
         return self._single("ndim")
 
-    def set(self: S, value: T) -> S:
+    @overload
+    def set(self: A, value: ArrayLike) -> A: ...
+
+    @overload
+    def set(self: S, value: T) -> S: ...
+
+    def set(self: S, value: Any) -> S:
         """A State of the same kind, name and tag with another value.
 
         **Arguments:**
@@ -151,8 +190,8 @@ class State(eqx.Module, Generic[T]):
                 "Wrong:  self.v.set(value)\n"
                 "Right:  states = states.set(self.v, value)"
             )
-        data = fit(self.data, self.encode(value), self.name or type(self).__name__)
-        return with_fields(self, data=data)
+        label = self.name or type(self).__name__
+        return with_fields(self, data=fit(self.data, write(self, value, label), label))
 
     def _no_array(self, *_: Any) -> Any:
         where = self.name if self.handle is None else dotted(self.handle.path)
@@ -180,7 +219,7 @@ class State(eqx.Module, Generic[T]):
         return data
 
     def _single(self, attribute: str) -> Any:
-        leaves = jax.tree.leaves(self.struct)
+        leaves = Struct(self.struct).arrays
         if len(leaves) != 1:
             raise AttributeError(
                 f"This {type(self).__name__} holds {len(leaves)} arrays; ask "
@@ -193,8 +232,11 @@ class State(eqx.Module, Generic[T]):
             path, struct = self.handle.path, self.handle.struct.tree
             docs = [wl.TextDoc(f"handle of `{dotted(path)}`"), wl.pdoc(struct, **kwargs)]
         else:
-            docs = [wl.pdoc(self.data, **kwargs)]
-        named = [(k, v) for k, v in static_fields(self).items() if v is not None]
+            docs = [
+                wl.pdoc(self.data if self.rest is None else self.rest.fill(self.data), **kwargs)
+            ]
+        static = {k: v for k, v in static_fields(self).items() if k != "rest"}
+        named = [(k, v) for k, v in static.items() if v is not None]
         docs += wl.named_objs(named, **kwargs)
         return wl.bracketed(
             begin=wl.TextDoc(type(self).__name__ + "("),
@@ -273,10 +315,11 @@ class RandomState(State[jax.Array]):
         `TypeError` if `key` is none of these.
         """
         key = as_key(key)
-        self.data = jax.random.key_data(key)
+        self.data: Any = jax.random.key_data(key)
         self.name = name
         self.tag = tag
-        self.handle = None
+        self.handle: Handle | None = None
+        self.rest: Rest | None = None
         self.impl = str(jax.random.key_impl(key))
 
     def encode(self, value: Any) -> PyTree:
@@ -307,6 +350,24 @@ def as_key(key: Any) -> jax.Array:
         "A RandomState takes a key (`jax.random.key(0)`), a legacy key "
         f"(`jax.random.PRNGKey(0)`) or an integer seed, not {describe(key)}."
     )
+
+
+def read(state: State, data: PyTree) -> Any:
+    """The value that a user sees, from what is stored of a State."""
+    value = data if state.rest is None else state.rest.fill(data)
+    return value if type(state).decode is State.decode else through(state.decode, value)
+
+
+def write(state: State, value: Any, label: str) -> PyTree:
+    """What is stored, from a value that a user gives; the other way round than `read`.
+
+    **Raises:**
+
+    `ValueError` if what is no array in it is not what the State has.
+    """
+    if type(state).encode is not State.encode:
+        value = through(state.encode, value)
+    return value if state.rest is None else state.rest.take(value, label)
 
 
 def static_fields(state: State) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from ._values import dotted
 
 
 Axis = int | None
-StateAxisSpec = Mapping[Axis | Rule, Filter] | Filter
+# One for each type of key that a dictionary may be inferred to have: keys are invariant.
+StateAxisSpec = Mapping[Axis, Filter] | Mapping[Axis | Rule, Filter] | Filter
 
 
 class Listed(NamedTuple):

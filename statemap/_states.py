@@ -1,23 +1,28 @@
 """The context: an immutable mapping from the paths of states to their values."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, no_type_check, overload, TypeVar
+from typing import Any, ClassVar, no_type_check, overload, TypeVar
 
 import equinox as eqx
 import jax
 import wadler_lindig as wl
-from jaxtyping import PyTree
+from jax.typing import ArrayLike
 
 from ._bindings import bind_axes
-from ._errors import near
 from ._filters import Filter, to_predicate
+from ._immutable import Immutable
+from ._labels import label_values, Labels
+from ._layers import fill, is_layer, spread, to_handle
+from ._load import LoadReport, match_old, OldStates, read_old
 from ._overlay import moved_of, replaced, Watched, with_moved
-from ._slots import collect, find_states, in_order, intern_slots, owner, Slot, Slots
+from ._slots import collect, find_states, in_order, intern_slots, merge_pairs, Slot, Slots
 from ._state import is_state, State
-from ._values import dotted, fit, own, Path
+from ._values import dotted, fit, own, Path, PyTree
 
 
 T = TypeVar("T")
+L = TypeVar("L", bound=eqx.Module | list[Any] | dict[Any, Any])
 
 
 def assemble(items: list[tuple[Slot, Any]]) -> "States":
@@ -27,7 +32,7 @@ def assemble(items: list[tuple[Slot, Any]]) -> "States":
     return make_states(slots, tuple(value for _, value in items))
 
 
-class States:
+class States(Immutable):
     """A context: an immutable mapping from the paths of states to their values.
 
     A context is one pytree node, whose leaves are the arrays of the values. Every transform of
@@ -52,7 +57,6 @@ class States:
     """
 
     __slots__ = ("_slots", "_values", "__weakref__")
-    _slots: Slots
     _values: Sequence[Any]  # a tuple, or an `Overlay`
 
     def __init__(self, tree: PyTree = None, /, **named: PyTree):
@@ -86,56 +90,37 @@ class States:
         object.__setattr__(self, "_slots", made._slots)
         object.__setattr__(self, "_values", made._values)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(
-            "A context is immutable.\n"
-            f"Wrong:  states.{name} = value\n"
-            f'Right:  states = states.set("{name}", value)'
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("_slots", "_values"):
-            raise AttributeError(name)
-        raise AttributeError(
-            f"A context has no attribute `{name}`."
-            + (
-                f"\nWrong:  states.{name}\nRight:  states[{name!r}]"
-                if name in self
-                else near(name, self._slots.names())
-                + " States are looked up by handle, path or name: `states[model.v]`."
-            )
-        )
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise TypeError(
-            "A context is immutable.\n"
-            "Wrong:  states[key] = value\n"
-            "Right:  states = states.set(key, value)"
-        )
-
-    def __delitem__(self, key: Any) -> None:
-        raise TypeError(
-            "A context is immutable.\n"
-            "Wrong:  del states[key]\n"
-            "Right:  states = states.select(sm.Not(...)), with a filter for what is to go"
-        )
-
     @overload
-    def __getitem__(self, key: State[T]) -> T: ...
+    def __getitem__(self, key: State[T]) -> T: ...  # pyright: ignore[reportOverlappingOverload]
 
     @overload
     def __getitem__(self, key: str | Path) -> Any: ...
 
+    @overload
+    def __getitem__(self, key: L) -> L: ...
+
     @no_type_check  # `bind_axes` is about the call that this is in
     def __getitem__(self, key: Any) -> Any:
-        """The value of a state, by handle, path or name."""
+        """The value of a state, by handle, path or name; or a layer whose arrays are states (see
+        [`statemap.declare`][]), filled in.
+        """
+        key = to_handle(key)
+        if is_layer(key):
+            return fill(key, self.__getitem__)
         i = self._slots.find(key)
         if type(self._values) is Watched and isinstance(key, State):
             self._values.refuse_population(i, key)
         value = self._slots.decode(i, own(self._values[i]))
-        if not isinstance(key, str | tuple):  # a handle
+        if type(key) is not str:  # a handle
             bind_axes(key, value)
         return value
+
+    def get(self, key: Any) -> Any:
+        """The same as `states[key]`: what stateful layers of Equinox call."""
+        return self[key]
+
+    @overload
+    def set(self, key: State[jax.Array], value: ArrayLike) -> "States": ...
 
     @overload
     def set(self, key: State[T], value: T) -> "States": ...
@@ -143,12 +128,15 @@ class States:
     @overload
     def set(self, key: str | Path, value: Any) -> "States": ...
 
+    @overload
+    def set(self, key: L, value: L) -> "States": ...
+
     def set(self, key: Any, value: Any) -> "States":
         """A context with one value replaced.
 
         **Arguments:**
 
-        - `key`: a handle, a path or a name.
+        - `key`: a handle, a path, a name, or a layer whose arrays are states.
         - `value`: the new value, of the structure, shape and dtype that the state has. A Python
             number takes the state's dtype, as in `jnp.add`.
 
@@ -160,14 +148,14 @@ class States:
 
         `KeyError` for a key that the context lacks, `ValueError` for a value that does not fit.
         """
-        return self.update({key: value})
+        return self.update(dict(spread(key, value)) if is_layer(key) else {to_handle(key): value})
 
     def update(self, values: Mapping[Any, Any]) -> "States":
         """A context with several values replaced.
 
         **Arguments:**
 
-        - `values`: new values by handle, path or name, as for `set`.
+        - `values`: new values by handle, path, name or layer, as for `set`.
 
         **Returns:**
 
@@ -180,7 +168,8 @@ class States:
                 "Right:  states.update({model.v: v})"
             )
         slots, new = self._slots, {}
-        for key, value in values.items():
+        pairs = (spread(k, v) if is_layer(k) else [(k, v)] for k, v in values.items())
+        for key, value in itertools.chain.from_iterable(pairs):
             i = slots.find(key)
             path = dotted(slots.entries[i].path)
             if isinstance(value, State):
@@ -236,19 +225,87 @@ class States:
 
         `ValueError` if a state matches none of the filters.
         """
-        left, states = [True] * len(self), self._slots.states(self._values)
-        parts = []
-        for filter in filters:
-            match = self._slots.matching(to_predicate(filter), states)
-            parts.append(self._take([m and free for m, free in zip(match, left)]))
-            left = [free and not m for m, free in zip(match, left)]
-        if any(left):
-            lost = [f"`{n}`" for n, free in zip(self._slots.names(), left) if free]
+        found = self._slots.first_matching(list(map(to_predicate, filters)), self._values)
+        if None in found:
+            lost = [f"`{n}`" for n, k in zip(self._slots.names(), found) if k is None]
             raise ValueError(
                 f"No filter matches {', '.join(lost)}, which would be lost. Let the last filter "
                 "be `...` to take the rest, or use `select` to leave states out."
             )
-        return tuple(parts)
+        return tuple(self._take([k == part for k in found]) for part in range(len(filters)))
+
+    def labels(self, labels: Labels, *, default: Any = None) -> "States":
+        """A label for each state, as `optax.multi_transform` and `optax.masked` take them.
+
+        ```python
+        import jax.numpy as jnp
+        import optax
+        import statemap as sm
+
+        params = sm.States(w=sm.ParamState(jnp.ones(2)), b=sm.ParamState(jnp.ones(2), tag="bias"))
+        labels = params.labels({"bias": "slow", sm.ParamState: "fast"})
+        assert labels["w"] == "fast" and labels["b"] == "slow"
+
+        rates = {"fast": optax.adam(1e-2), "slow": optax.sgd(1e-4)}
+        optimiser = optax.multi_transform(rates, labels)
+        mask = params.labels({"bias": False, ...: True})
+        decay = optax.masked(optax.add_decayed_weights(1e-4), mask)
+        ```
+
+        **Arguments:**
+
+        - `labels`: a mapping from filters to labels, which are strings, numbers or bools; or
+            pairs, `[(filter, label), ...]`, for filters that can't be keys, such as lists. A state
+            gets the label of the first filter that matches it; `...` takes the rest.
+        - `default`: the label of the states that no filter matches.
+
+        **Returns:**
+
+        A context with a label in the place of each array.
+
+        **Raises:**
+
+        `ValueError` if a state matches none of the filters and there is no `default`.
+        """
+        values = label_values(self._slots, self._values, labels, default)
+        return make_states(self._slots, values)
+
+    def load(self, old: PyTree, *, strict: bool = True) -> tuple["States", LoadReport]:
+        """This context with the values of another, that of a model which may have changed since.
+
+        ```python
+        import jax.numpy as jnp
+        import statemap as sm
+
+        old = sm.States(w=sm.ParamState(jnp.ones(2)), gone=sm.ParamState(jnp.ones(2)))
+        states = sm.States(w=sm.ParamState(jnp.zeros(2)), new=sm.ParamState(jnp.zeros(2)))
+        states, report = states.load(old, strict=False)
+        assert states["w"].tolist() == [1.0, 1.0] and states["new"].tolist() == [0.0, 0.0]
+        assert report.loaded == ("w",) and report.added == ("new",) and report.dropped == ("gone",)
+        ```
+
+        **Arguments:**
+
+        - `old`: a context, whose states are found by path and have to be of the same kind,
+            structure, shapes and dtypes. Or a pytree of arrays, such as the dictionary that
+            `numpy.load`, safetensors or orbax give: its arrays are found by their dotted paths,
+            `{"layers.0.w": ...}` or `{"layers": {"0": {"w": ...}}}`.
+        - `strict`: whether every state has to be found and fit, and nothing may be left over.
+
+        **Returns:**
+
+        `(states, report)`: the context, whose other values are as they were, and a
+        [`statemap.LoadReport`][]. Arrays keep the devices that they lie on.
+
+        **Raises:**
+
+        `ValueError` with `strict`, naming all that differs.
+        """
+        source = OldStates(old._pairs()) if isinstance(old, States) else read_old(old)
+        new, report = match_old(self._slots, self._values, source)
+        if strict:
+            report.refuse_differences()
+        return make_states(self._slots, replaced(self._values, new)), report
 
     def merge(self, other: "States") -> "States":
         """This context with the states of another: its values replace those that both have, and
@@ -273,21 +330,8 @@ class States:
                 "Right:  states.update({model.v: v}), or states.merge(part) with a part from "
                 "`partition`"
             )
-        items = dict(zip((s.path for s in self._slots.entries), self._pairs()))
-        for slot, value in other._pairs():
-            mine = items.get(slot.path)
-            if mine is not None:
-                path = dotted(slot.path)
-                if mine[0] != slot:
-                    raise ValueError(
-                        f"Both contexts have a state `{path}`, but not the same one: a "
-                        f"{mine[0].kind.__name__} of {owner(mine[0].model)} and a "
-                        f"{slot.kind.__name__} of {owner(slot.model)}."
-                    )
-                value = fit(mine[1], value, path)
-            items[slot.path] = (slot, value)
+        merged = assemble(merge_pairs(self._pairs(), other._pairs()))
         moved = moved_of(self._values) | moved_of(other._values)
-        merged = assemble(list(items.values()))
         return make_states(merged._slots, with_moved(merged._values, moved))
 
     def items(self) -> Iterator[tuple[Path, State]]:
@@ -315,9 +359,9 @@ class States:
         mine, others = tuple(self._values), tuple(other._values)
         return self._slots is other._slots and eqx.tree_equal(mine, others)
 
-    __hash__ = None  # pyright: ignore
+    __hash__: ClassVar[None] = None  # pyright: ignore
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return make_states, (self._slots, tuple(self._values))
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
@@ -354,46 +398,3 @@ def make_states(slots: Slots, values: Sequence[Any]) -> States:
 _new = object.__new__
 _set_slots = States.__dict__["_slots"].__set__
 _set_values = States.__dict__["_values"].__set__
-
-
-class _MovedSlots:
-    """The structure of a context in which a mapping inside a lane has moved states: equal to that
-    of any other with these slots. It carries the note through `jit`, which knows of structure
-    and of arrays alone.
-    """
-
-    __slots__ = ("moved", "slots")
-
-    def __init__(self, slots: Slots, moved: frozenset[Path]):
-        self.slots = slots
-        self.moved = moved
-
-    def __eq__(self, other: object) -> bool:
-        return other is self.slots or isinstance(other, _MovedSlots) and other.slots is self.slots
-
-    def __hash__(self) -> int:
-        return hash(self.slots)
-
-
-def _structure(states: States) -> Any:
-    moved = moved_of(states._values)
-    return _MovedSlots(states._slots, moved) if moved else states._slots
-
-
-def _flatten_with_keys(states: States) -> tuple:
-    keys = (jax.tree_util.DictKey(n) for n in states._slots.names())
-    return tuple(zip(keys, states._values)), _structure(states)
-
-
-def _unflatten(structure: Any, values: Any) -> States:
-    if type(structure) is _MovedSlots:
-        return make_states(structure.slots, with_moved(tuple(values), structure.moved))
-    return make_states(structure, tuple(values))
-
-
-jax.tree_util.register_pytree_with_keys(
-    States,
-    _flatten_with_keys,
-    _unflatten,
-    lambda states: (tuple(states._values), _structure(states)),
-)

@@ -1,20 +1,30 @@
 """Values: pytrees of arrays, how they are taken in, described, and replaced."""
 
 import collections
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TYPE_CHECKING, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+
+
+if TYPE_CHECKING:
+    PyTree: TypeAlias = Any  # jaxtyping means that, and says what checkers count as unknown
+else:
+    from jaxtyping import PyTree
+
+from ._exact import exact
+from ._pickle import from_pickle, to_pickle
 
 
 Path = tuple[Any, ...]
 
 
 class Struct:
-    """The structure, shapes and dtypes of a value: what stays when the numbers go.
+    """The structure, shapes and dtypes of a value, and what in it is no array: what stays when the
+    numbers go.
 
     Hashable, so that it can be static; pickled as the pytree that it describes.
     """
@@ -22,21 +32,25 @@ class Struct:
     __slots__ = ("leaves", "treedef")
 
     def __init__(self, value: PyTree):
-        leaves, self.treedef = jax.tree.flatten(value)
-        self.leaves = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+        leaves, treedef = jax.tree.flatten(value)
+        self.treedef: Any = treedef
+        self.leaves: tuple[Any, ...] = tuple(map(_as_struct, leaves))
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Struct)
             and self.treedef == other.treedef
-            and self.leaves == other.leaves
+            and exact(self.leaves) == exact(other.leaves)
         )
 
     def __hash__(self) -> int:
         return hash((self.treedef, self.leaves))
 
-    def __reduce__(self) -> tuple:
-        return Struct, (self.tree,)
+    def __deepcopy__(self, memo: Any) -> "Struct":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (to_pickle(self.tree),)
 
     def __repr__(self) -> str:
         return eqx.tree_pformat(self.tree, struct_as_array=True)
@@ -44,6 +58,20 @@ class Struct:
     @property
     def tree(self) -> PyTree:
         return jax.tree.unflatten(self.treedef, self.leaves)
+
+    @property
+    def arrays(self) -> list[jax.ShapeDtypeStruct]:
+        return [x for x in self.leaves if isinstance(x, jax.ShapeDtypeStruct)]
+
+
+def _unpickled(tree: PyTree) -> Struct:
+    return Struct(from_pickle(tree))
+
+
+def _as_struct(leaf: Any) -> Any:
+    if isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return leaf
 
 
 def refuse_recursive(tree: Any, label: str, above: tuple[int, ...] = ()) -> None:
@@ -62,17 +90,16 @@ def refuse_recursive(tree: Any, label: str, above: tuple[int, ...] = ()) -> None
         refuse_recursive(x, label, (*above, id(tree)))
 
 
-def as_arrays(value: Any, owner: str) -> Any:
-    """`value` with every leaf a JAX array of a strong dtype."""
-    leaves, treedef = jax.tree.flatten(value)
-    if not leaves:
-        raise TypeError(
-            f"The value of a {owner} is a pytree of arrays, and {value!r} holds no array."
-        )
-    return jax.tree.unflatten(treedef, [_as_array(x, owner) for x in leaves])
+def one_level(node: Any) -> list[tuple[Any, Any]] | None:
+    """The children of a pytree node with their keys; None for a leaf."""
+    with_path, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    if len(with_path) == 1 and not with_path[0][0]:
+        return None
+    return [(keys[0], child) for keys, child in with_path]
 
 
-def _as_array(leaf: Any, owner: str) -> jax.Array:
+def as_array(leaf: Any, owner: str) -> jax.Array:
+    """A leaf as a JAX array of a strong dtype."""
     kind = getattr(getattr(leaf, "dtype", None), "kind", "b")
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)) or (
         isinstance(leaf, np.ndarray) and kind in "OSUMm"
@@ -98,22 +125,26 @@ def fit(old: Any, new: Any, label: str, *, shapes: bool = True, dtypes: bool = T
     old_leaves, old_treedef = jax.tree.flatten(old)
     new_leaves, new_treedef = jax.tree.flatten(new)
     if old_treedef != new_treedef:
-        raise ValueError(_misfit(label, "structure", old, new))
-    fitted = []
+        raise ValueError(misfit(label, "structure", old, new))
+    fitted, struct = [], jax.ShapeDtypeStruct
     for before, after in zip(old_leaves, new_leaves):
         if after is before:
             fitted.append(after)
             continue
-        if not isinstance(after, jax.Array):
+        is_struct = isinstance(after, struct) and isinstance(before, struct)
+        if not is_struct and not isinstance(after, jax.Array):
             after = jnp.asarray(after) if _is_arraylike(after) else _refuse(label, after)
         alike = after.shape == before.shape
         if not alike and (shapes or not _adds_axes(before.shape, after.shape)):
-            raise ValueError(_misfit(label, "shape", old, new))
-        if dtypes and (after.dtype != before.dtype or _is_weak(after)):
+            raise ValueError(misfit(label, "shape", old, new))
+        if isinstance(after, struct):  # a skeleton's: its dtype is what it says
+            if dtypes and after.dtype != before.dtype:
+                raise ValueError(misfit(label, "dtype", old, new))
+        elif dtypes and (after.dtype != before.dtype or _is_weak(after)):
             # Weak values (Python numbers) take the slot's dtype where promotion would.
             same = after.dtype == before.dtype
             if not (same or _is_weak(after) and _rank(after) <= _rank(before)):
-                raise ValueError(_misfit(label, "dtype", old, new))
+                raise ValueError(misfit(label, "dtype", old, new))
             after = jax.lax.convert_element_type(after, before.dtype)
         fitted.append(after)
     return jax.tree.unflatten(old_treedef, fitted)
@@ -139,7 +170,9 @@ def _refuse(label: str, leaf: Any) -> Any:
     raise ValueError(f"The state `{label}` holds arrays, and was given {describe(leaf)}.")
 
 
-def _misfit(label: str, what: str, old: Any, new: Any) -> str:
+def misfit(label: str, what: str, old: Any, new: Any) -> str:
+    """The message about a value of another shape, dtype or structure."""
+
     def show(x):
         return eqx.tree_pformat(x, struct_as_array=True)
 
@@ -160,6 +193,16 @@ def describe(x: Any) -> str:
     return f"{x!r} of type `{type(x).__name__}`"
 
 
+def is_skeleton(value: Any) -> bool:
+    """Whether a value has shapes in the place of numbers, as `jax.eval_shape` makes it."""
+    return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(value))
+
+
+def through(fn: Callable[[Any], Any], value: Any) -> Any:
+    """`fn(value)`; of a skeleton, the skeleton of that."""
+    return jax.eval_shape(fn, value) if is_skeleton(value) else fn(value)
+
+
 def own(value: Any) -> Any:
     """A value that nobody else can change: its containers, which may be mutable, made anew."""
     return value if isinstance(value, jax.Array) else jax.tree.map(lambda x: x, value)
@@ -168,3 +211,12 @@ def own(value: Any) -> Any:
 def dotted(path: Path) -> str:
     """A path as people write it: `layers.0.weight`."""
     return ".".join(str(key) for key in path)
+
+
+def to_path(keys: tuple) -> Path:
+    """A path as this library writes it, from one as JAX writes it."""
+    out = []
+    for k in keys:
+        part = getattr(k, "name", getattr(k, "key", getattr(k, "idx", None)))
+        out.append(str(k) if part is None else part)
+    return tuple(out)

@@ -121,11 +121,12 @@ def put(
         return jax.eval_shape(lambda s, i, p: put(s, axes, i, p, shared), states, index, part)
     population = Population(states, axes, "states", "put")
     n = population.count()
-    at, count = choose(index, n)
+    chosen = choose(index, n)
+    at, count = chosen
     if isinstance(at, jax.core.Tracer):
         at = jnp.where(at < 0, n, at)  # JAX would count it from the end once more
         at = at if count is None else last_copies(at, n)
-    elif (copies := choose(index, n).copies()) is not None:
+    elif (copies := chosen.copies()) is not None:
         raise ValueError(
             f"Member {at[copies.argmax()]} is to be written twice. Each index in `put` is for "
             "another member; `sm.lane` alone takes one again."

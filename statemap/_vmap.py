@@ -8,30 +8,12 @@ import equinox as eqx
 
 from ._axes import AxisSpec
 from ._mapping import StatefulMapping
+from ._options import Policy
 from ._state_axes import StateAxisSpec
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@overload
-def vmap2(
-    fn: None = None,
-    *,
-    in_axes: AxisSpec = 0,
-    out_axes: AxisSpec = 0,
-    axis_name: Hashable = None,
-    axis_size: int | None = None,
-    spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
-    state_in_axes: StateAxisSpec = None,
-    state_out_axes: StateAxisSpec = None,
-    unexpected_out_state_mapping: str = "raise",
-    static_argnums: int | Iterable[int] | None = (),
-    static_argnames: str | Iterable[str] | None = (),
-    donate: bool = False,
-    chunk_size: int | None = None,
-) -> Callable[[Callable[P, R]], StatefulMapping[P, R]]: ...
 
 
 @overload
@@ -45,12 +27,30 @@ def vmap2(
     spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
     state_in_axes: StateAxisSpec = None,
     state_out_axes: StateAxisSpec = None,
-    unexpected_out_state_mapping: str = "raise",
+    unexpected_out_state_mapping: Policy = "raise",
     static_argnums: int | Iterable[int] | None = (),
     static_argnames: str | Iterable[str] | None = (),
     donate: bool = False,
     chunk_size: int | None = None,
 ) -> StatefulMapping[P, R]: ...
+
+
+@overload
+def vmap2(
+    *,
+    in_axes: AxisSpec = 0,
+    out_axes: AxisSpec = 0,
+    axis_name: Hashable = None,
+    axis_size: int | None = None,
+    spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
+    state_in_axes: StateAxisSpec = None,
+    state_out_axes: StateAxisSpec = None,
+    unexpected_out_state_mapping: Policy = "raise",
+    static_argnums: int | Iterable[int] | None = (),
+    static_argnames: str | Iterable[str] | None = (),
+    donate: bool = False,
+    chunk_size: int | None = None,
+) -> Callable[[Callable[P, R]], StatefulMapping[P, R]]: ...
 
 
 def vmap2(
@@ -63,7 +63,7 @@ def vmap2(
     spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
     state_in_axes: StateAxisSpec = None,
     state_out_axes: StateAxisSpec = None,
-    unexpected_out_state_mapping: str = "raise",
+    unexpected_out_state_mapping: Policy = "raise",
     static_argnums: int | Iterable[int] | None = (),
     static_argnames: str | Iterable[str] | None = (),
     donate: bool = False,

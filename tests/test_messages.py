@@ -81,6 +81,20 @@ MISTAKES = {
     "sm.lane(states, {0: ...}, 1.5)": "TypeError Members are taken by an integer",
     "sm.lane(states, {0: ...}, [0.0])": "TypeError Members are taken by an integer",
     "sm.lane(states, {0: ...}, [-9])": "IndexError There is no member -9",
+    "states.labels('bias')": "mapping from filters to labels, or pairs of both, not 'bias'",
+    "states.labels(3)": "mapping from filters to labels, or pairs of both, not 3",
+    "states.labels(None)": "mapping from filters to labels, or pairs of both, not None",
+    "states.labels([sm.ParamState])": "mapping from filters to labels, or pairs of both",
+    "states.labels([(1, 2, 3)])": "mapping from filters to labels, or pairs of both",
+    "states.labels({'adam': sm.ParamState})": "is no label, which is a string, a number or a",
+    "sm.random.fold_axis(jr.key(0), 'rng', 'd')": "TypeError `fold_axis` takes the context first",
+    "sm.random.fold_axis(states, 'v', 'd')": "TypeError `v` is a ShortTermState, and random num",
+    "sm.lane({'v': sm.State(1.0)}, {0: ...}, 0)": "TypeError `sm.lane` takes contexts, and `sta",
+    "sm.where([True], states, M(), {0: ...})": "TypeError `sm.where` takes contexts, and `old` is",
+    "sm.put(states, {0: ...}, 0, 1.0)": "TypeError `sm.put` takes contexts, and `part` is",
+    "sm.stack(states, {0: ...})": "TypeError `sm.stack` takes a list of contexts, not one `States`",
+    "sm.concatenate([M()], {0: ...})": "TypeError `sm.concatenate` takes contexts, and `pop",
+    "sm.broadcast(states, {0: ...}, axis_size=None)": "TypeError `axis_size` is the number",
 }
 
 

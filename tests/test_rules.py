@@ -539,3 +539,21 @@ def test_the_message_of_the_policy_names_them():
     with pytest.raises(sm.BatchAxisError, match=r"sm.Reduce\(\"mean\"\)") as info:
         sm.vmap2(step)(context(), XS)
     assert "sm.Restore" in str(info.value)
+
+
+def test_a_function_is_given_layers_and_gives_one_back():
+    layer = eqx.nn.MLP(2, 1, 3, 1, key=jr.key(0))
+    states = sm.States(net=sm.ParamState(layer))
+
+    def scale(states, x):
+        grown = jax.tree.map(lambda w: w * x if eqx.is_array(w) else w, states["net"])
+        return x, states.set("net", grown)
+
+    def average(stacked, old):
+        assert stacked.activation is old.activation is layer.activation
+        return jax.tree.map(lambda w: w.mean(axis=0) if eqx.is_array(w) else w, stacked)
+
+    for how in (average, "mean"):
+        mapped = sm.vmap2(scale, state_out_axes={sm.Reduce(how): ...})
+        _, new = mapped(states, jnp.arange(3.0))
+        np.testing.assert_allclose(new["net"].layers[0].weight, layer.layers[0].weight, rtol=1e-6)

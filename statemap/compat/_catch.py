@@ -6,7 +6,7 @@ from typing import Any
 
 from ._cells import State
 from ._frames import local, peek
-from .util.filter import to_predicate
+from .util.filter import Predicate, to_predicate
 
 
 class NewStateCatcher:
@@ -14,7 +14,7 @@ class NewStateCatcher:
 
     def __init__(self, state_tag: str | None = None, state_to_exclude: Any = None):
         self.state_tag = state_tag
-        self.state_to_exclude = to_predicate(state_to_exclude)
+        self.state_to_exclude: Predicate = to_predicate(state_to_exclude)
         self.states: list[State] = []
 
     def append(self, state: State) -> None:
@@ -32,7 +32,7 @@ class NewStateCatcher:
         """Their values."""
         return [state.value for state in self.states]
 
-    values = property(get_state_values)
+    values: property = property(get_state_values)
 
     def get_by_tag(self, tag: str) -> list[State]:
         """Those with a tag."""

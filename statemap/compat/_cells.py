@@ -1,7 +1,7 @@
 """Cells: mutable states, with the classes and the behaviour of `brainstate.State`."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -12,7 +12,15 @@ from ._errors import TraceContextError
 from ._frames import DEAD, has_tracer, local, peek, read, trace_state, write
 
 
-A = TypeVar("A")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # with defaults, which Python has from 3.13 on
+
+    A = TypeVar("A", default=Any)
+else:
+    from typing import TypeVar
+
+    A = TypeVar("A")
+
 S = TypeVar("S", bound="State[Any]")
 
 

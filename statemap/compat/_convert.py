@@ -36,7 +36,7 @@ def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], State
     own transforms.
 
     ```python
-    import jax, jax.numpy as jnp
+    import jax.numpy as jnp
     import statemap as sm
     from statemap import compat
 

@@ -4,7 +4,7 @@ import functools
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -46,7 +46,7 @@ class Map(Module):
     ```
     """
 
-    graph_invisible_attrs = ("dict_vmap_states", "_kept")
+    graph_invisible_attrs: ClassVar[tuple[str, ...]] = ("dict_vmap_states", "_kept")
 
     def __init__(
         self,
@@ -89,8 +89,8 @@ class Map(Module):
             raise ValueError(f"`init_map_size` is at least 1, not {init_map_size}.")
         if behavior not in ("vmap", "pmap"):
             raise ValueError(f"`behavior` is 'vmap' or 'pmap', not {behavior!r}.")
-        self.init_map_size = operator.index(init_map_size)
-        self.module = module
+        self.init_map_size: int = operator.index(init_map_size)
+        self.module: Any = module
         self.state_tag = state_tag
         self.in_axes = in_axes
         self.out_axes = out_axes

@@ -3,7 +3,7 @@
 import weakref
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ..._filters import Filter
 from .._cells import State
@@ -33,7 +33,7 @@ class Vmap(Module):
     ```
     """
 
-    graph_invisible_attrs = ("_states", "_kept")
+    graph_invisible_attrs: ClassVar[tuple[str, ...]] = ("_states", "_kept")
 
     def __init__(
         self,

@@ -59,10 +59,11 @@ class StatefulFunction:
             )
         if not callable(fun):
             raise TypeError(f"A StatefulFunction is made of a function, not {fun!r}.")
-        self.__wrapped__ = self.fun = fun
-        self.static_argnums = _numbers(static_argnums, "static_argnums")  # pyright: ignore
+        self.fun: Callable[..., Any] = fun
+        self.__wrapped__: Callable[..., Any] = fun
+        self.static_argnums: tuple[int, ...] = _numbers(static_argnums, "static_argnums")  # pyright: ignore
         names = (static_argnames,) if isinstance(static_argnames, str) else static_argnames
-        self.static_argnames = tuple(names or ())
+        self.static_argnames: tuple[str, ...] = tuple(names or ())
         self.axis_env = axis_env
         self.name = name
         self.return_only_write = return_only_write
@@ -203,7 +204,7 @@ class StatefulFunction:
             )
         return found
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         parts = self.static_argnums, self.static_argnames, self.axis_env, self.name
         return StatefulFunction, (self.fun, *parts, self.return_only_write)
 

@@ -41,7 +41,8 @@ class GradientTransform:
         """
         if not callable(target):
             raise TypeError(f"A derivative is of a function, and {target!r} can't be called.")
-        self.cells, self._tree = jax.tree.flatten(grad_states, is_leaf=is_cell)
+        cells, self._tree = jax.tree.flatten(grad_states, is_leaf=is_cell)
+        self.cells: list[Any] = cells
         if not all(map(is_cell, self.cells)):
             raise TypeError(f"`grad_states` is a State or a pytree of States, not {grad_states!r}.")
         nums: Any = (argnums,) if not isinstance(argnums, (tuple, list)) else tuple(argnums)
@@ -50,13 +51,14 @@ class GradientTransform:
                 raise ValueError(f"`argnums` holds positions, which are integers, not {num!r}.")
             if num is not None and num < 0:
                 raise ValueError(f"`argnums` counts from the first argument, and holds {num}.")
-        self.__wrapped__ = self.target = target
+        self.target: Callable[..., Any] = target
+        self.__wrapped__: Callable[..., Any] = target
         self.grad_states = grad_states
-        self.argnums = 0 if argnums is None and not self.cells else argnums
+        self.argnums: Any = 0 if argnums is None and not self.cells else argnums
         self.transform = transform
         self.return_value = return_value
         self.has_aux = has_aux
-        self.params = transform_params or {}
+        self.params: dict[str, Any] = transform_params or {}
         self.check_states = check_states
         self.debug_nan = debug_nan
 

@@ -33,8 +33,9 @@ class JittedFunction:
         options: dict[str, Any],
     ):
         functools.update_wrapper(self, fun, updated=())
-        self.__wrapped__ = self.origin_fun = fun
-        self.__name__ = name or getattr(fun, "__name__", type(fun).__name__)
+        self.origin_fun: Callable[..., Any] = fun
+        self.__wrapped__: Callable[..., Any] = fun
+        self.__name__: str = name or getattr(fun, "__name__", type(fun).__name__)
         self._nums, self._names = static_argnums, static_argnames
         self._options = options
         self.clear_cache()
@@ -80,7 +81,7 @@ class JittedFunction:
         bound = JittedFunction(fun, self._nums, self._names, self.__name__, self._options)
         return bound
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         parts = self.origin_fun, self._nums, self._names, self.__name__, self._options
         return JittedFunction, parts
 

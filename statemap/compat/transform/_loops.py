@@ -278,7 +278,7 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
     return _branch(index, (false_fun, true_fun), operands, "cond")
 
 
-def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
+def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
     """`jax.lax.switch` of functions that use cells.
 
     **Arguments:**
@@ -304,7 +304,10 @@ def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
 
 
 def ifelse(
-    conditions: Sequence[Any], branches: Sequence[Callable], *operands: Any, check_cond: bool = True
+    conditions: Sequence[Any],
+    branches: Sequence[Callable[..., Any]],
+    *operands: Any,
+    check_cond: bool = True,
 ) -> Any:
     """Runs the branch whose condition is true.
 
@@ -335,7 +338,7 @@ def ifelse(
     return switch(index, branches, *operands)
 
 
-def _branch(index: Any, branches: Sequence[Callable], operands: tuple, name: str) -> Any:
+def _branch(index: Any, branches: Sequence[Callable[..., Any]], operands: tuple, name: str) -> Any:
     programs = [capture(branch, operands, closed=False) for branch in branches]
     written = tuple(dict.fromkeys(cell for p in programs for cell in p.written))
     before = [read(cell) for cell in written]

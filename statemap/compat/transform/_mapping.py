@@ -109,25 +109,26 @@ class StatefulMapping:
     def _set(self, fun: Callable, make: Callable[..., Any], **options: Any) -> None:
         if not callable(fun):
             raise TypeError(f"A mapping maps a function, and {fun!r} can't be called.")
-        self.__wrapped__ = self.origin_fun = fun
-        self.__name__ = getattr(fun, "__name__", type(fun).__name__)
+        self.origin_fun: Callable[..., Any] = fun
+        self.__wrapped__: Callable[..., Any] = fun
+        self.__name__: str = getattr(fun, "__name__", type(fun).__name__)
         self.__doc__ = getattr(fun, "__doc__", None)
         self._make = make
         self._options = options
-        self.in_axes = options["in_axes"]
-        self.out_axes = options["out_axes"]
-        self.axis_name = options["axis_name"]
-        self.axis_size = options["axis_size"]
+        self.in_axes: Any = options["in_axes"]
+        self.out_axes: Any = options["out_axes"]
+        self.axis_name: Any = options["axis_name"]
+        self.axis_size: int | None = options["axis_size"]
         self.state_in_axes: dict[Any, Any] = options["state_in_axes"]
         self.state_out_axes: dict[Any, Any] = options["state_out_axes"]
-        self.unexpected_out_state_mapping = options["policy"]
+        self.unexpected_out_state_mapping: str = options["policy"]
         self._variants: list[_Variant] = []
         self._late: dict[State, None] = {}  # cells that only running the function shows
         self._by_lane: dict[State, int] = {}  # by the policy "auto", with the number of lanes
         self._reads_first: set[State] = set()
         # So that what is wrong with an option shows now.
         core = self._core(_lane_of(fun, set(), {}), {}, {})
-        self.name = core.__name__
+        self.name: str = core.__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         while True:
@@ -287,7 +288,7 @@ class StatefulMapping:
         bound._set(functools.partial(self.__wrapped__, instance), self._make, **self._options)
         return bound
 
-    def __reduce__(self) -> tuple:  # without what is compiled
+    def __reduce__(self) -> tuple[Any, ...]:  # without what is compiled
         return _rebuild, (self.__wrapped__, self._make, self._options)
 
     def __repr__(self) -> str:

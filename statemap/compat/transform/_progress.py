@@ -43,7 +43,7 @@ class ProgressBar:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` is a positive integer, not {value!r}.")
         self.freq = freq
-        self.count = 20 if freq is None and count is None else count
+        self.count: int | None = 20 if freq is None and count is None else count
         self.desc = desc
         self.kwargs = kwargs
 

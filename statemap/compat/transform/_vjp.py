@@ -17,7 +17,7 @@ def vjp(
     grad_states: Any = None,
     argnums: int | Sequence[int] | None = 0,
     has_aux: bool = False,
-) -> tuple:
+) -> tuple[Any, ...]:
     """`jax.vjp` of a function that uses cells.
 
     **Arguments:**
@@ -82,7 +82,9 @@ def vjp(
     return (result[0], vjp_fn, result[1]) if has_aux else (result, vjp_fn)
 
 
-def jvp(fun: Callable, primals: Sequence, tangents: Sequence, *, has_aux: bool = False) -> tuple:
+def jvp(
+    fun: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool = False
+) -> tuple[Any, ...]:
     """`jax.jvp` of a function that uses cells, which are held constant.
 
     **Arguments:**

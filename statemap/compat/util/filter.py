@@ -76,7 +76,7 @@ class IsCell:
     """Matches these cells and no others. Cells given as a filter become one of these."""
 
     def __init__(self, cells: Iterable[State]):
-        self.cells = frozenset(cells)
+        self.cells: frozenset[State] = frozenset(cells)
 
     def __call__(self, path: AnyType, x: AnyType) -> bool:
         return isinstance(x, State) and x in self.cells
@@ -94,7 +94,7 @@ class IsCell:
 
 class _Several(_core._Several):
     def __init__(self, *filters: Filter):
-        self.predicates = tuple(map(to_predicate, filters))
+        self.predicates: tuple[Predicate, ...] = tuple(map(to_predicate, filters))
 
     def __hash__(self) -> int:
         try:
@@ -162,7 +162,7 @@ def to_predicate(filter: Filter) -> Predicate:
     ```python
     import jax.numpy as jnp
     from statemap.compat import ParamState
-    from statemap.compat.util.filter import OfType, to_predicate, WithTag
+    from statemap.compat.util.filter import to_predicate, WithTag
 
     w = ParamState(jnp.ones(2), tag={"slow", "trained"})
     assert to_predicate("slow") == WithTag("slow") and to_predicate("slow")((), w)
