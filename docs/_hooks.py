@@ -16,9 +16,9 @@ from _side_by_side import filled
 # In a signature, where every word is highlighted by itself, and in the text of a tooltip.
 _HIGHLIGHTED = re.compile(
     r'(<span class="n">statemap</span><span class="o">\.</span>)'
-    r'<span class="n">_\w+</span><span class="o">\.</span>'
+    r'<span class="n">_\w+</span><span class="o">\.</span>(<span class="n">)_?(?=[A-Z])'
 )
-_PLAIN = re.compile(r"\b(statemap\.)_\w+\.(?=[A-Z])")
+_PLAIN = re.compile(r"\b(statemap\.)_\w+\._?(?=[A-Z])")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -26,4 +26,4 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_post_page(output: str, **_: object) -> str:
-    return _PLAIN.sub(r"\1", _HIGHLIGHTED.sub(r"\1", output))
+    return _PLAIN.sub(r"\1", _HIGHLIGHTED.sub(r"\1\2", output))
