@@ -3,8 +3,14 @@
 import importlib.util
 import pathlib
 import sys
+import types
 
+import jax
+import jax.numpy as jnp
+import jax.random as jr
 import pytest
+
+import statemap as sm
 
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
@@ -18,6 +24,9 @@ def load(name):
 
 
 page = load("_side_by_side")
+
+PMEAN = 'mean = jax.lax.pmean(x, "batch")'
+RESTORE = ", state_out_axes={sm.Restore: sm.HiddenState}"
 
 CODE = '''
 @decorator
@@ -66,6 +75,33 @@ def test_the_page_is_filled_in():
         ours, plain = page.counts(program)["together"]
         assert f"| together | {ours} | {plain} |" in filled
     assert filled.count('=== "statemap"') == len(page.PROGRAMS) == filled.count('=== "plain JAX"')
+
+
+def changed(name, old, new):
+    """An example with a part of its source replaced."""
+    file = page.EXAMPLES / f"{name}.py"
+    source = file.read_text()
+    assert source.count(old) == 1
+    module = types.ModuleType(f"{name}_changed")
+    sys.modules[module.__name__] = module  # where jaxtyping's annotations are looked up
+    exec(compile(source.replace(old, new), file, "exec"), vars(module))
+    return module
+
+
+@pytest.mark.parametrize(
+    "name, old, new, error, message",
+    [
+        ("digits_ensemble", PMEAN, "mean = x", sm.BatchAxisError, "`mean`"),
+        ("digits_ensemble", RESTORE, "", sm.BatchAxisError, "`hidden`"),
+        ("digits_ensemble_plain", PMEAN, "mean = x", ValueError, "out_axes is None"),
+    ],
+)
+def test_what_goes_wrong_as_the_page_says(name, old, new, error, message, monkeypatch):
+    monkeypatch.syspath_prepend(page.EXAMPLES)
+    with jax.numpy_dtype_promotion("standard"):
+        ensemble, states = changed(name, old, new).make_ensemble(jr.key(0))
+        with pytest.raises(error, match=message):
+            ensemble(states, jnp.ones((4, 8, 8)), train=True)
 
 
 def test_the_hook_fills_in(monkeypatch):
