@@ -223,16 +223,15 @@ def make_world(n_days: int, seed: int = 0) -> World:
 
 def numpy_filter(days: list[Day], customer: int):
     """The mean and covariance of one customer by hand: day after day, in double precision."""
-    step, mean = np.array([[1.0, 1.0], [0.0, 1.0]]), None
+    step, mean, cov = np.array([[1.0, 1.0], [0.0, 1.0]]), np.zeros(2), np.zeros((2, 2))
     for day in days:
-        if mean is not None:
-            mean, cov = step @ mean, step @ cov @ step.T + np.diag([LEVEL, TREND])
+        mean, cov = step @ mean, step @ cov @ step.T + np.diag([LEVEL, TREND])
         if customer in day.joining:
             (report,) = day.first_reports[day.joining == customer]
             mean, cov = np.array([report, 0.0]), np.diag([NOISE, NEWCOMER])
         if customer in day.reporting:
             (report,) = day.reports[day.reporting == customer]
-            gain = cov @ [1, 0] / (cov[0, 0] + NOISE)
+            gain = cov[:, 0] / (cov[0, 0] + NOISE)
             mean, cov = mean + gain * (report - mean[0]), cov - np.outer(gain, cov[0])
     return mean, cov
 
@@ -280,7 +279,8 @@ def run(population, states, days: list[Day], told) -> tuple[Any, list[Log]]:
         if there.any():
             who = np.array([who for who, _ in told.values()])[there]
             means[there], covs[there] = population.forecast(states, who)
-        log.append(Log(len(after["number"]), *population.totals(states), means, covs))
+        reports, surprise = population.totals(states)
+        log.append(Log(len(after["number"]), reports, surprise, means, covs))
     return states, log
 
 
@@ -306,7 +306,7 @@ def check_numpy(rows: dict[str, np.ndarray], days: list[Day], count: int) -> Non
     there = np.flatnonzero((rows["number"] != FREE) & (rows["last"] > 0))
     worst = 0.0
     for place in there[:: len(there) // count]:
-        mean, cov = numpy_filter(days[: rows["last"][place] + 1], rows["number"][place])
+        mean, cov = numpy_filter(days[: rows["last"][place] + 1], int(rows["number"][place]))
         for ours, theirs in ((rows["mean"][place], mean), (rows["cov"][place], cov)):
             worst = max(worst, np.max(np.abs(ours - theirs) / (1 + np.abs(theirs))))
     print(f"{count} customers by NumPy: {worst:.1g} apart at most, relatively.")
@@ -322,9 +322,8 @@ def plot(file, world: World, log: list[Log], told) -> None:
     left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
     days = np.arange(len(log))
     means, covs = np.array([day.means for day in log]), np.array([day.covs for day in log])
-    for k, (axes, (kind, (who, here))) in enumerate(
-        zip(left.subplots(len(told), 1, sharex=True), told.items())
-    ):
+    rows = left.subplots(len(told), 1, sharex=True)
+    for k, (axes, (kind, (who, here))) in enumerate(zip(rows, told.items())):
         mean, width = means[:, k, 0], 2 * np.sqrt(covs[:, k, 0, 0])
         axes.fill_between(days, mean - width, mean + width, color="#2e86ab", alpha=0.25, lw=0)
         axes.plot(days, mean, color="#2e86ab", label="estimate, ±2 standard deviations")
@@ -341,8 +340,8 @@ def plot(file, world: World, log: list[Log], told) -> None:
         axes.plot(*reports.T, "o", color="#b3372f", ms=3.5, label="report")
         axes.set_ylabel("level")
         axes.set_title(f"Customer {who:,} {kind}", loc="left", fontsize=10)
-    axes.legend(loc="upper left", frameon=False, ncols=3, fontsize=8)
-    axes.set(xlabel="day", xlim=(0, days[-1]))
+    rows[-1].legend(loc="upper left", frameon=False, ncols=3, fontsize=8)
+    rows[-1].set(xlabel="day", xlim=(0, days[-1]))
 
     above, below = right.subplots(2, 1, sharex=True)
     places = [day.places / 1000 for day in log]

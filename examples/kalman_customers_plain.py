@@ -141,8 +141,9 @@ class Population:
 
 def check_equal(n_days: int) -> None:
     """Both programs, for some days."""
-    rows = []
-    for population in (Population(), WithStatemap()):
+    rows: list[dict[str, np.ndarray]] = []
+    programs: list[Any] = [Population(), WithStatemap()]
+    for population in programs:
         states = population.empty(BLOCK)
         for day in make_world(n_days).days:
             states = population.run_day(population.fit(states, len(day.joining)), day)
