@@ -153,7 +153,7 @@ def plot(file, curve, before, after, pushes):
     where the policy pushes.
     """
     figure = Figure(figsize=(11, 6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1)).flat
     above, below = left.subplots(2, 1, height_ratios=(3, 2))
     dark, red = "#0b3c5d", "#b3372f"
     above.plot(np.arange(len(curve)) + 1, DT * curve, color=dark, linewidth=1.5)

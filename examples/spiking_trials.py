@@ -113,7 +113,8 @@ def rates(spikes: np.ndarray) -> np.ndarray:
     """The firing rate of the excitatory neurons in each trial, in Hz, as (bin, trial)."""
     window = round(BIN / DT)
     counts = spikes[:, :, :EXCITATORY].mean(axis=2)
-    return counts.reshape(-1, window, counts.shape[1]).sum(axis=1) * 1000 / BIN
+    total: np.ndarray = counts.reshape(-1, window, counts.shape[1]).sum(axis=1)
+    return total * 1000 / BIN
 
 
 def plot(file, times, spikes):
@@ -121,7 +122,7 @@ def plot(file, times, spikes):
     right, the end of a trial in both forms, from one stream and from streams of their own.
     """
     figure = Figure(figsize=(11, 7), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(3, 2)).flat
     first, second, neuron, psth = left.subplots(4, 1, sharex=True, height_ratios=(3, 3, 2, 2))
     shown = spikes["own streams", "scan inside"]
     excitatory, inhibitory, other = "#0b3c5d", "#b3372f", "#d98b2b"

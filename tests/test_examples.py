@@ -87,6 +87,37 @@ def test_environments(tmp_path):
     assert (tmp_path / "poles.png").read_bytes()[:4] == PNG
 
 
+def test_digits_ensemble_in_plain_jax(tmp_path):
+    [out] = finish(start("digits_ensemble_plain.py", "--quick", cwd=tmp_path))
+    *_, vote, verdict = out.splitlines()
+    assert float(vote.split()[-1].rstrip("%")) > 80
+    assert "losses" in verdict and float(re.search(r"(\S+) apart", verdict)[1]) < 0.01
+
+
+def test_kalman_customers(tmp_path):
+    [out] = finish(start("kalman_customers.py", "--quick", cwd=tmp_path))
+    assert re.search(r"^100,000 customers at first", out)
+    # It grew, and gave places back.
+    assert len(re.search(r"^Places for (.*)\.$", out, re.MULTILINE)[1].split(", ")) > 2
+    assert "The second half, from the checkpoint: equal to the bit." in out
+    assert "100 customers by NumPy:" in out
+    assert (tmp_path / "kalman_customers.png").read_bytes()[:4] == PNG
+
+
+def test_kalman_customers_in_plain_jax(tmp_path):
+    [out] = finish(start("kalman_customers_plain.py", "--quick", cwd=tmp_path))
+    assert "Plain JAX and statemap agree" in out
+
+
+def test_population_training(tmp_path):
+    [out] = finish(start("population_training.py", "--quick", cwd=tmp_path))
+    accuracies = re.findall(r"^(?:selection|fixed) +(\S+)% +(\S+)%$", out, re.MULTILINE)
+    (ours, _), (theirs, _) = accuracies
+    assert float(ours) > float(theirs)
+    assert "Rounds on 1 and on 8 devices: losses" in out
+    assert (tmp_path / "population_training.png").read_bytes()[:4] == PNG
+
+
 def test_multiprocess(tmp_path):
     [out] = finish(start("multiprocess.py", cwd=tmp_path))
     first, second, verdict = out.splitlines()
