@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
@@ -13,8 +14,9 @@ from ._errors import near, StateNotFoundError
 from ._exact import exact
 from ._filters import Predicate, show_filter
 from ._pending import Pending
+from ._rest import difference
 from ._state import is_state, read, State, static_fields, with_fields, write
-from ._values import describe, dotted, fit, Path, to_path
+from ._values import describe, dotted, fit, Path, Struct, to_path
 
 
 class Slot(NamedTuple):
@@ -34,6 +36,31 @@ class Slot(NamedTuple):
         """A sentence about where the static parts of two values differ, if they do."""
         mine, theirs = (dict(slot.static)["rest"] for slot in (self, other))
         return "" if mine is None else mine.differs(theirs)
+
+    def difference(self, other: "Slot") -> tuple[str, str, str] | None:
+        """What says that two slots are not for one state, in two contexts: what it is, and how
+        either has it. A path, a name, a tag and a model only say how a state is found.
+        """
+        if self.kind is not other.kind:
+            return "kind", self.kind.__name__, other.kind.__name__
+        mine, theirs = dict(self.static), dict(other.static)
+        for key in {**mine, **theirs}:
+            x, y = mine.get(key), theirs.get(key)
+            if key in ("name", "tag") or exact(x) == exact(y):
+                continue
+            if key != "rest":
+                return f"`{key}`", repr(x), repr(y)
+            if x is None or y is None or x.treedef != y.treedef:
+                shown = ["arrays alone" if z is None else repr(z) for z in (x, y)]
+                return "structure", shown[0], shown[1]
+            if found := difference(x.tree, y.tree):
+                return f"`{found[0]}`", found[1], found[2]
+        return None
+
+    def show(self, value: Any) -> str:
+        """The State that a value is here, its shapes alone."""
+        state = with_fields(_spec(self), data=Struct(value).tree)
+        return eqx.tree_pformat(state, struct_as_array=True, width=1000)
 
 
 class Slots:
