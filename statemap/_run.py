@@ -27,7 +27,7 @@ from ._signature import Function, Inputs, Static, unwrap
 from ._slots import Slots
 from ._state import RandomState
 from ._state_axes import Axis
-from ._values import dotted, fit
+from ._values import dotted, fit, function_name
 
 
 class Run:
@@ -202,7 +202,7 @@ def located(path: tuple) -> str:
 
 def _pair(result: Any, fn: Callable) -> tuple[Any, Any]:
     if not isinstance(result, tuple) or len(result) != 2:
-        name = getattr(fn, "__name__", type(fn).__name__)
+        name = function_name(fn)
         what = (
             f"a tuple of {len(result)}"
             if isinstance(result, tuple)
