@@ -33,20 +33,24 @@ class Slot(NamedTuple):
         return dict(self.static)["name"]
 
     def differs(self, other: "Slot") -> str:
-        """A sentence about where the static parts of two values differ, if they do."""
-        mine, theirs = (dict(slot.static)["rest"] for slot in (self, other))
-        return "" if mine is None else mine.differs(theirs)
+        """A sentence about where the static parts of two slots of one kind differ, if they do."""
+        found = self.difference(other, but=())
+        if found is None or found[0] == "kind":
+            return ""
+        return " Its {} is {} in one and {} in the other.".format(*found)
 
-    def difference(self, other: "Slot") -> tuple[str, str, str] | None:
+    def difference(
+        self, other: "Slot", but: Sequence[str] = ("name", "tag")
+    ) -> tuple[str, str, str] | None:
         """What says that two slots are not for one state, in two contexts: what it is, and how
-        either has it. A path, a name, a tag and a model only say how a state is found.
+        either has it. A path, a model, a name and a tag only say how a state is found.
         """
         if self.kind is not other.kind:
             return "kind", self.kind.__name__, other.kind.__name__
         mine, theirs = dict(self.static), dict(other.static)
         for key in {**mine, **theirs}:
             x, y = mine.get(key), theirs.get(key)
-            if key in ("name", "tag") or exact(x) == exact(y):
+            if key in but or exact(x) == exact(y):
                 continue
             if key != "rest":
                 return f"`{key}`", repr(x), repr(y)
@@ -319,7 +323,7 @@ def merge_pairs(mine: Iterable[Pair], others: Iterable[Pair]) -> list[Pair]:
     for slot, value in others:
         if slot.path in merged:
             path, (own, before) = dotted(slot.path), merged[slot.path]
-            if own != slot:
+            if _key((own,)) != _key((slot,)):
                 raise ValueError(
                     f"Both contexts have a state `{path}`, but not the same one: a "
                     f"{own.kind.__name__} of {owner(own.model)} and a "
