@@ -334,6 +334,24 @@ def merge_pairs(mine: Iterable[Pair], others: Iterable[Pair]) -> list[Pair]:
     return list(merged.values())
 
 
+def refuse_others(found: Iterable[tuple[Path, Any]]) -> None:
+    """Refuses what is no State with a value."""
+    for path, leaf in found:
+        if isinstance(leaf, Pending):
+            raise TypeError(leaf.unbound())
+        if not is_state(leaf) or leaf.is_handle:
+            what = (
+                "a handle, whose value is in the context of its model"
+                if is_state(leaf)
+                else f"of type `{type(leaf).__name__}`"
+            )
+            raise TypeError(
+                f"`{dotted(path)}` is {what}; a context is made of States with values.\n"
+                "Wrong:  sm.States(v=jnp.zeros(3))\n"
+                "Right:  sm.States(v=sm.ShortTermState(jnp.zeros(3)))"
+            )
+
+
 def find_states(tree: PyTree) -> list[tuple[Path, Any]]:
     """The leaves of a pytree with their paths, a State being a leaf."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_state)

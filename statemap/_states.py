@@ -16,7 +16,16 @@ from ._labels import label_values, Labels
 from ._layers import fill, handles, is_layer, spread, to_handle
 from ._load import LoadReport, match_old, OldStates, read_old
 from ._overlay import moved_of, replaced, Watched, with_moved
-from ._slots import collect, find_states, in_order, intern_slots, merge_pairs, Slot, Slots
+from ._slots import (
+    collect,
+    find_states,
+    in_order,
+    intern_slots,
+    merge_pairs,
+    refuse_others,
+    Slot,
+    Slots,
+)
 from ._state import is_state, State
 from ._values import dotted, fit, own, Path, PyTree
 
@@ -74,18 +83,7 @@ class States(Immutable):
                 raise TypeError("A State given alone needs a `name=`, which becomes its path.")
             tree = {tree.name: tree}
         found = find_states(tree) + find_states(named)
-        for path, leaf in found:
-            if not is_state(leaf) or leaf.is_handle:
-                what = (
-                    "a handle, whose value is in the context of its model"
-                    if is_state(leaf)
-                    else f"of type `{type(leaf).__name__}`"
-                )
-                raise TypeError(
-                    f"`{dotted(path)}` is {what}; a context is made of States with values.\n"
-                    "Wrong:  sm.States(v=jnp.zeros(3))\n"
-                    "Right:  sm.States(v=sm.ShortTermState(jnp.zeros(3)))"
-                )
+        refuse_others(found)
         made = assemble(collect(found, None))
         object.__setattr__(self, "_slots", made._slots)
         object.__setattr__(self, "_values", made._values)

@@ -470,6 +470,8 @@ def test_models_that_were_never_made():
     with pytest.raises(TypeError, match="made by a class or a function"):
         sm.vmap2_new_states(model, axis_size=3)
     assert repr(model.v) == "<`LIF.v`, not made yet>"
+    with pytest.raises(TypeError, match=once):
+        sm.States({"v": model.v})
 
 
 def test_later_fields_are_not_there():
