@@ -393,7 +393,7 @@ def model_of(annotation, default):
         (Array, (1.0,), r"`M.v` is a field of `sm.field`, and its annotation `.*` names no kind"),
         (sm.ParamState[Float[Array, "2"]], (jnp.zeros(3),), r"`M.v` is annotated `ParamState\["),
         (sm.ParamState, (lambda: sm.RandomState(0),), "annotated `ParamState`.*a RandomState"),
-        (sm.ParamState, (lambda: "no array",), "holds 'no array'"),
+        (sm.ParamState, (lambda: "no array",), "'no array' holds no array"),
         (sm.ParamState, (lambda: None,), "None holds no array"),
         (sm.ParamState | sm.RandomState, (1.0,), "names no kind"),
         (Any, (1.0,), "names no kind"),
