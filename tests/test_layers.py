@@ -317,6 +317,12 @@ def test_a_static_part_stays_as_it_is():
         lane(drop, jnp.ones(2))
 
 
+def test_messages_show_arrays_of_values_with_static_parts():
+    states = sm.States(p=sm.ParamState((jnp.ones(2), "relu")))
+    with pytest.raises(ValueError, match=r"expected \(array, 'relu'\), got \[f32\[2\], 'relu'\]"):
+        states.set("p", [jnp.ones(2), "relu"])
+
+
 def test_models_of_other_static_parts_do_not_mix():
     one, states = sm.make_with_states(Net)(act)
     two, others = sm.make_with_states(Net)(jnp.tanh)

@@ -278,6 +278,11 @@ UNLIKE = {
         sm.State([X, jnp.sin]),
         r"`\[1\]` in `new` than in `old`: <.*tanh> instead of <.*sin>",
     ),
+    "an array": (
+        sm.State([X, X, jnp.tanh]),
+        sm.State([X, jnp.sin, jnp.tanh]),
+        r"`\[1\]` in `new` than in `old`: an array instead of <.*sin>",
+    ),
     "arrays alone": (
         sm.State([X, jnp.tanh]),
         sm.State([X, X]),
