@@ -81,21 +81,19 @@ class Classifier(eqx.Module):
 
 def make_ensemble(key):
     """The ensemble, and its context: every state has a leading axis of members."""
-    make = sm.make_with_states(Classifier)
-    model, states = eqx.filter_vmap(lambda key: make(key=key))(jr.split(key, MEMBERS))
+    model, states, axes = sm.vmap2_new_states(Classifier, key=key, axis_size=MEMBERS)
     # Inside, over images: they share all states, but draw from random streams of their own.
     # What an image leaves in the hidden state matters within the call alone.
     member = sm.vmap2(model, axis_name="batch", state_out_axes={sm.Restore: sm.HiddenState})
-    # Outside, over members: each has its own part of every state (`...`) and sees all images.
-    return sm.vmap2(member, in_axes=None, state_in_axes={0: ...}), states
+    # Outside, over members: each has its own part of every state and sees all images.
+    return sm.vmap2(member, in_axes=None, state_in_axes=axes), states
 
 
-def train_ensemble(ensemble, states, train_set, test_set, epochs, key):
-    """Trains all members at once. Returns the trained states and the learning curves."""
+def make_epoch(ensemble, states, train_set, epochs):
+    """A function that trains all members at once for an epoch, and the optimiser's first state."""
     images, labels = train_set
     n_steps = len(images) // BATCH
     optimiser = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, epochs * n_steps))
-    opt_state = optimiser.init(states.select(sm.ParamState))
 
     def loss_fn(params, rest, batch):
         logits, states = ensemble(rest.merge(params), images[batch], train=True)
@@ -119,20 +117,26 @@ def train_ensemble(ensemble, states, train_set, test_set, epochs, key):
         (states, opt_state), losses = jax.lax.scan(step, (states, opt_state), batches)
         return states, opt_state, losses.mean(axis=0)
 
-    curves = []
-    progress = tqdm(jr.split(key, epochs), desc="Training", unit="epoch")
-    for epoch_key in progress:
-        states, opt_state, losses = epoch(states, opt_state, epoch_key)
-        members, vote = accuracies(predict(ensemble, states, test_set[0]), test_set[1])
-        curves.append((losses, members, vote))
-        progress.set_postfix(loss=f"{losses.mean():.3f}", vote=f"{vote:.1%}")
-    return states, [jnp.stack(curve) for curve in zip(*curves)]
+    return epoch, optimiser.init(states.select(sm.ParamState))
 
 
 def predict(ensemble, states, images):
     """The probabilities that each member gives to each digit."""
     logits, _ = ensemble(states, images, train=False)  # which leaves the context as it was
     return jax.nn.softmax(logits)
+
+
+def train(program, ensemble, states, train_set, test_set, epochs, key):
+    """Trains all members. Returns the trained states and the learning curves."""
+    epoch, opt_state = program.make_epoch(ensemble, states, train_set, epochs)
+    curves = []
+    progress = tqdm(jr.split(key, epochs), desc="Training", unit="epoch")
+    for epoch_key in progress:
+        states, opt_state, losses = epoch(states, opt_state, epoch_key)
+        members, vote = accuracies(program.predict(ensemble, states, test_set[0]), test_set[1])
+        curves.append((losses, members, vote))
+        progress.set_postfix(loss=f"{losses.mean():.3f}", vote=f"{vote:.1%}")
+    return states, [jnp.stack(curve) for curve in zip(*curves)]
 
 
 def accuracies(probabilities, labels):
@@ -187,29 +191,31 @@ def load_data():
     return (images, labels), (test_images, test_labels)
 
 
-def main():
+def main(program, out):
+    """Runs a program: what defines `make_ensemble`, `make_epoch` and `predict`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=40, help="default: %(default)s")
-    parser.add_argument("--out", default="digits_ensemble.png", help="default: %(default)s")
+    parser.add_argument("--out", default=out, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="5 epochs, and any accuracy will do")
     options = parser.parse_args()
 
     train_set, test_set = load_data()
     init_key, train_key = jr.split(jr.key(0))
-    ensemble, states = make_ensemble(init_key)
+    ensemble, states = program.make_ensemble(init_key)
     epochs = 5 if options.quick else options.epochs
     start = time.perf_counter()
-    states, curves = train_ensemble(ensemble, states, train_set, test_set, epochs, train_key)
+    states, curves = train(program, ensemble, states, train_set, test_set, epochs, train_key)
     seconds = time.perf_counter() - start
     print(f"Trained for {seconds:.1f} s, compilation included.", file=sys.stderr)
 
-    probabilities = predict(ensemble, states, test_set[0])
+    trained = accuracies(program.predict(ensemble, states, train_set[0]), train_set[1])
+    probabilities = program.predict(ensemble, states, test_set[0])
     held_out = accuracies(probabilities, test_set[1])
-    print_table(accuracies(predict(ensemble, states, train_set[0]), train_set[1]), held_out)
+    print_table(trained, held_out)
     plot(options.out, curves, probabilities.mean(axis=0), *test_set)
     if held_out[1] < 0.95 and not options.quick:
         sys.exit(f"The vote read {held_out[1]:.2%} of the held-out digits; 95 % were expected.")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.modules[__name__], "digits_ensemble.png")

@@ -36,6 +36,7 @@ from ._members import MemberAxes as MemberAxes
 from ._plan import Plan as Plan
 from ._pmap import pmap2 as pmap2, pmap2_new_states as pmap2_new_states
 from ._rules import Reduce as Reduce, Restore as Restore
+from ._scan import scan as scan
 from ._state import (
     BatchState as BatchState,
     HiddenState as HiddenState,

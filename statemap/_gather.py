@@ -13,7 +13,7 @@ from ._members import MemberAxes
 from ._options import check_axis_size
 from ._population import applied, axes_of, check_states, Population, settle
 from ._slots import Slot
-from ._state_axes import Axis, StateAxisSpec
+from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import States
 from ._streams import new_streams, split_lanes
 from ._values import dotted
@@ -167,7 +167,7 @@ def broadcast(
 
     - `states`: a context, such as that of a model from [`statemap.make_with_states`][].
     - `axes`: which states get an axis of members, and where: a mapping from axes to filters, or one
-        filter for axis 0. The others are shared, as a `NonBatchState` always is.
+        filter for axis 0. The others are as they were, as a `NonBatchState` always is.
     - `axis_size`: the number of members.
     - `key`: a key or seed, from which the members' random streams derive as in
         [`statemap.reseed`][]. Left out, each random state is split, as a mapping would.
@@ -175,8 +175,9 @@ def broadcast(
     **Returns:**
 
     `(states, axes)`: the population's context, and a [`statemap.MemberAxes`][], which is what
-    `state_in_axes` and `state_out_axes` take. A member's streams do not depend on how many there
-    are.
+    `state_in_axes` and `state_out_axes` take, and which lists what `axes` lists: a random state
+    that it does not is dealt out by each mapping. A member's streams do not depend on how many
+    there are.
 
     **Raises:**
 
@@ -187,7 +188,8 @@ def broadcast(
         raise TypeError("`axis_size` is the number of members, an integer, not None.")
     key = None if key is None else check_key(key, "broadcast")
     one = Population(states, None, "states", "broadcast")
-    listed = axes_of(states, axes)
+    found = StateAxes.parse(axes, "axes").assign(states._slots, states._values)
+    listed = [None if entry is None else entry.axis for entry in found]
     if all(axis is None for axis in listed):
         raise ValueError(
             "`axes` matches no state of the context that can have members: there is nothing to "
@@ -211,8 +213,11 @@ def broadcast(
 
         return lay_as(applied(lanes, x), x, None, at)
 
-    paths = [slot.path for slot in one.slots]
-    return one.build(repeat), MemberAxes(dict(zip(paths, listed)))
+    # What `axes` does not list stays unlisted: under None, a random state would be one stream that
+    # all members draw the same numbers from, where a mapping deals out what it is not told of.
+    return one.build(repeat), MemberAxes(
+        {slot.path: entry.axis for slot, entry in zip(one.slots, found) if entry is not None}
+    )
 
 
 def _several(contexts: Any, label: str, verb: str) -> list[States]:

@@ -54,7 +54,8 @@ class Reduce:
             - `"sum"`, `"min"`, `"max"`, of numbers; which of several equal lanes the gradient of
                 the last two goes to is not promised;
             - `"any"`, `"all"`, of bools;
-            - `"changes"`: the old value plus the sum over the lanes of what each added to it;
+            - `"changes"`: the old value plus the sum over the lanes of what each added to it. Of
+                floating numbers, what a lane added is known to the rounding of the old value;
             - a function `(stacked, old) -> new`, of the lanes' values with the lanes on axis 0
                 and the value that the state came in with, to a value of one lane's shape. It sees
                 all lanes, and is refused in chunks.

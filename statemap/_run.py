@@ -141,7 +141,7 @@ class Run:
         unlisted = frozenset(i for i, entry in enumerate(self.came) if entry is None)
         values = Watched(before, self.seen, unlisted)
         container = self.frame.fill(self.slots, values, extra)
-        out, returned = _pair(fn(container, *args, **kwargs), fn)
+        out, returned = pair(fn(container, *args, **kwargs), fn, "A mapped function")
         after, moved = self.frame.read(self.slots, returned, extra)
         return self._sort_output(out) + self._sort_states(before, after, moved)
 
@@ -200,7 +200,8 @@ def located(path: tuple) -> str:
     return f" `{jax.tree_util.keystr(path)}`" if path else ""
 
 
-def _pair(result: Any, fn: Callable) -> tuple[Any, Any]:
+def pair(result: Any, fn: Callable, role: str) -> tuple[Any, Any]:
+    """What a function returned, which has to be `(out, states)`."""
     if not isinstance(result, tuple) or len(result) != 2:
         name = function_name(fn)
         what = (
@@ -209,7 +210,7 @@ def _pair(result: Any, fn: Callable) -> tuple[Any, Any]:
             else (f"`{type(result).__name__}`")
         )
         raise TypeError(
-            f"A mapped function returns `(out, states)`, and `{name}` returned {what}.\n"
+            f"{role} returns `(out, states)`, and `{name}` returned {what}.\n"
             "Wrong:  return out\n"
             "Right:  return out, states"
         )

@@ -108,7 +108,8 @@ def put(
     **Returns:**
 
     A context with the states of `states`, which its handles find. Random streams are written as
-    they are in `part`.
+    they are in `part`. So a copy written over another member draws what the original draws;
+    `lane` with a parent for each member gives copies streams of their own.
 
     **Raises:**
 

@@ -136,6 +136,32 @@ def test_on_an_axis_every_lane_keeps_its_own_stream():
     same(data(moved(stream(keys), jnp.ones(3))[1]), data(states))
 
 
+@pytest.mark.parametrize(
+    "listed",
+    [
+        {0: sm.ShortTermState},
+        {0: (sm.ShortTermState, sm.RandomState)},
+        {None: sm.RandomState, 0: sm.ShortTermState},
+        sm.ShortTermState,
+    ],
+)
+def test_the_axes_of_a_broadcast_deal_streams_out_as_its_own_did(listed):
+    """A random state that was not listed is not one that all lanes were told to share."""
+    one = sm.States(rng=sm.RandomState(0), v=sm.ShortTermState(0.0), w=sm.ParamState(2.0))
+    states, axes = sm.broadcast(one, listed, axis_size=4)
+
+    def step(states):
+        noise, states = sm.random.normal(states, "rng")
+        return states["w"] * noise, states.set("v", noise)
+
+    out, after = sm.vmap2(step, state_in_axes=axes, state_out_axes=axes)(states)
+    expected, expected_after = sm.vmap2(step, state_in_axes=listed)(states)
+    same(out, expected)
+    assert after == expected_after
+    is_shared = isinstance(listed, dict) and None in listed
+    assert len(set(out.tolist())) == (1 if is_shared else 4)
+
+
 def test_split_lanes_may_come_out():
     mapping = sm.vmap2(draw_two.origin_fun, state_out_axes={0: sm.RandomState})
     out, states = mapping(stream(7), jnp.ones(2))

@@ -1,0 +1,103 @@
+"""`scan`: a step of a context, taken many times."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+from jaxtyping import PyTree
+
+from ._container import read_context
+from ._run import pair
+from ._states import make_states, States
+from ._values import dotted, fit
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def scan(
+    step: Callable[P, R], *, length: int | None = None, reverse: bool = False, unroll: int = 1
+) -> Callable[P, R]:
+    """Many steps of a function, one after another: `jax.lax.scan`, for functions that take a
+    context first and return it last.
+
+    The result is such a function, too. So it may be mapped, and what is mapped may be scanned:
+
+    ```python
+    import jax, jax.numpy as jnp
+    import statemap as sm
+
+    def step(states, x):
+        v = 0.9 * states["v"] + x
+        return v, states.set("v", v)
+
+    states = sm.States(v=sm.ShortTermState(0.0))
+    volts, after = sm.scan(step)(states, jnp.ones(50))
+    assert volts.shape == (50,) and after["v"] == volts[-1]
+
+    states, axes = sm.broadcast(states, {0: ...}, axis_size=3)
+    inside = sm.vmap2(sm.scan(step), in_axes=None, state_in_axes=axes)
+    outside = jax.jit(sm.scan(sm.vmap2(step, in_axes=None, state_in_axes=axes)))
+    assert inside(states, jnp.ones(50))[0].shape == (3, 50)
+    assert outside(states, jnp.ones(50))[0].shape == (50, 3)
+    ```
+
+    **Arguments:**
+
+    - `step`: a function `(states, *xs) -> (out, states)`, such as a model, a method of one, or a
+        mapping.
+    - `length`: the number of steps; needed where there are no arguments to tell it.
+    - `reverse`: whether the last step is taken first.
+    - `unroll`: the number of steps in one turn of the compiled loop.
+
+    **Returns:**
+
+    A function of a context and of arguments whose axis 0 is time. It returns `(outs, states)`: what
+    the steps returned, stacked on axis 0, and the context after the last of them. What `step` is to
+    be given in every step alike, let it close over.
+
+    **Raises:**
+
+    When it is called: `TypeError` if `step` does not return `(out, states)`, `ValueError` if it
+    returns other states than it was given, or a state in another shape or dtype, or if nothing
+    tells how many steps there are.
+    """
+
+    def body(states: PyTree, xs: tuple[Any, ...]) -> tuple[PyTree, Any]:
+        out, after = pair(step(states, *xs), step, "A step")  # pyright: ignore
+        return _alike(states, after), out
+
+    @functools.wraps(step, updated=())
+    def steps(states: Any, /, *xs: Any) -> Any:
+        if length is None and not jax.tree.leaves(xs):
+            raise ValueError(
+                "Nothing tells how many steps there are: no argument has an axis of time.\n"
+                "Wrong:  sm.scan(step)(states)\n"
+                "Right:  sm.scan(step, length=100)(states)"
+            )
+        states, outs = jax.lax.scan(body, states, xs, length, reverse, unroll)
+        return outs, states
+
+    return steps  # pyright: ignore
+
+
+def _alike(before: PyTree, after: PyTree) -> PyTree:
+    """What a step gave back, for the next one to be given."""
+    if not isinstance(before, States):
+        return after  # of another pytree JAX tells what is wrong
+    values = []
+    for slot, old, new in zip(
+        before._slots.entries, before._values, read_context(before._slots, after)
+    ):
+        try:
+            values.append(fit(old, new, dotted(slot.path)))
+        except ValueError as error:
+            error.add_note(
+                "(A step gives each state back as it came, since the next one is given it. A state "
+                "that a mapping in the step gives an axis of lanes has it from the start: "
+                "`states, axes = sm.broadcast(states, axes, axis_size=n)`.)"
+            )
+            raise
+    return make_states(before._slots, tuple(values))
