@@ -13,7 +13,7 @@ from ._overlay import moved_of
 from ._slots import intern_slots, Slot, Slots
 from ._state import is_state, State, static_fields, with_fields
 from ._states import make_states, States
-from ._values import dotted, Path, refuse_recursive, to_path
+from ._values import dotted, Path, refuse_recursive, short, to_path
 
 
 class _Value(NamedTuple):
@@ -174,7 +174,7 @@ def read_context(slots: Slots, returned: Any) -> Sequence[Any]:
     """The values of a context that a function returned in the place of one with these slots."""
     if not isinstance(returned, States):
         raise ValueError(
-            f"The function was given a context and returned {_short(returned)} in its place. It "
+            f"The function was given a context and returned {short(returned)} in its place. It "
             "returns `(out, states)`, the context last."
         )
     if returned._slots is not slots:
@@ -189,11 +189,6 @@ def read_context(slots: Slots, returned: Any) -> Sequence[Any]:
             "`partition` are put together with `merge`."
         )
     return returned._values
-
-
-def _short(x: Any) -> str:
-    text = eqx.tree_pformat(x, struct_as_array=True)
-    return text if len(text) < 200 else text[:200] + "..."
 
 
 def first_argument(args: tuple) -> Any:

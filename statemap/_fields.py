@@ -1,19 +1,17 @@
 """`field`: a state that is named once, in the body of its class."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 
 from ._annotations import field_hint, show_hint
 from ._pending import holds_states, kind_of, parameters, Pending
-from ._slots import to_path
 from ._state import as_key, is_state, RandomState
-from ._values import dotted, Path
+from ._streams import key_at
+from ._values import dotted, Path, to_path
 
 
 Made = Callable[[], Any] | Callable[[Any], Any] | Callable[[Any, Any], Any]
@@ -126,11 +124,7 @@ class Keys:
 
     def derive(self, path: Path) -> jax.Array:
         self.is_used = True
-        key = as_key(self.key)
-        digest = hashlib.blake2b(dotted(path).encode(), digest_size=8).digest()
-        for word in np.frombuffer(digest, "<u4"):  # twice 32 bits: no two paths are alike
-            key = jax.random.fold_in(key, word)
-        return key
+        return key_at(as_key(self.key), path)
 
     def refuse_unused(self) -> None:
         if not self.is_used:

@@ -21,7 +21,7 @@ from ._state import as_key, is_state, RandomState, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
 from ._streams import split_lanes
-from ._values import dotted, Path, to_path
+from ._values import dotted, function_name, Path, short, to_path
 
 
 M = TypeVar("M")
@@ -151,7 +151,7 @@ def new_states(
     """`vmap2_new_states`, and with `devices` `pmap2_new_states`."""
     if not callable(make) or is_made(make):
         raise TypeError(
-            f"New states are made by a class or a function, not by {_short(make)}: it runs in the "
+            f"New states are made by a class or a function, not by {short(make)}: it runs in the "
             "lanes.\n"
             "Wrong:  sm.vmap2_new_states(LIF(3, 4), axis_size=10)\n"
             "Right:  sm.vmap2_new_states(LIF, dict(n_in=3, n_out=4), axis_size=10)"
@@ -192,7 +192,7 @@ def new_states(
     ]
     run = _Run(make, kwargs, treedef, impl, state_tag, StateAxes.parse(state_out_axes, _OUT))
     types = [without_axis(x, a) for x, a in zip(given, leaf_axes)]
-    name = getattr(make, "__name__", type(make).__name__)
+    name = function_name(make)
     lane = Lane.trace(run.lane, types, name, axis_name, lanes)
     mapping = _mapping(axis_name, spmd_axis_name, devices)
     every = list(range(len(lane.jaxpr.outvars)))
@@ -377,11 +377,6 @@ class _Run:
                         f"The state `{dotted(slot.path)}` has shape {x.shape[:ndim]} in a lane, "
                         f"and can't have the lanes on axis {axis}, as `state_out_axes` says."
                     )
-
-
-def _short(x: Any) -> str:
-    text = eqx.tree_pformat(x, struct_as_array=True)
-    return text if len(text) < 200 else text[:200] + "..."
 
 
 def _retag(model: Any, states: States, tag: str) -> tuple[Any, States]:

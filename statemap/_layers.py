@@ -6,7 +6,6 @@ from typing import Any, cast, TypeVar
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from ._equinox import index_of, initial_value, is_emptied, is_index
 from ._pickle import name_of
@@ -74,8 +73,8 @@ def declare(layer: M, kind: KindOf) -> M:
 
     **Returns:**
 
-    The layer with States in the place of its arrays. What is one object at two places in `layer`
-    is one in the result, with one set of states.
+    The layer with States in the place of its arrays. A layer that is one object at two places in
+    `layer` is one in the result, with one set of states. An array at two places is two states.
 
     **Raises:**
 
@@ -83,7 +82,7 @@ def declare(layer: M, kind: KindOf) -> M:
     `eqx.nn.make_with_state` has taken the initial values of a stateful layer out already.
     """
     kinds = _kinds(kind)
-    nodes: dict[int, Any] = {}
+    nodes: dict[int, tuple[Any, Any]] = {}  # with the node, so that its id stays its own
     indices: dict[Any, Any] = {}
     found = []
 
@@ -105,8 +104,8 @@ def declare(layer: M, kind: KindOf) -> M:
                 found.append(node)
             new = [walk(child, (*path, *to_path((key,)))) for key, child in children]
             treedef = jax.tree.structure(node, is_leaf=lambda x: x is not node)
-            nodes[id(node)] = jax.tree.unflatten(treedef, new)
-        return nodes[id(node)]
+            nodes[id(node)] = node, jax.tree.unflatten(treedef, new)
+        return nodes[id(node)][1]
 
     def index(node: eqx.nn.StateIndex, path: Path) -> eqx.nn.StateIndex:
         found.append(node)
@@ -196,13 +195,26 @@ def fill(layer: M, look_up: Callable[[State], Any]) -> M:
     return cast(M, filled)
 
 
-def spread(layer: PyTree, new: PyTree) -> Iterator[tuple[State, Any]]:
-    """The handles of a layer, each with its value in a new layer.
+def handles(key: Any) -> list[Any]:
+    """The keys of single states that a key of a context stands for: the handles of a layer."""
+    key = to_handle(key)
+    if not is_layer(key):
+        return [key]
+    return [x for x in jax.tree.leaves(key, is_leaf=_is_part) if is_state(x)]
+
+
+def spread(key: Any, new: Any) -> Iterator[tuple[Any, Any]]:
+    """The keys of single states that a key of a context stands for, each with its new value: of a
+    layer its handles, each with what a new layer has in its place.
 
     **Raises:**
 
     `ValueError` if the new layer has another structure, or differs in what is no state.
     """
+    layer = to_handle(key)
+    if not is_layer(layer):
+        yield layer, new
+        return
     with_path, treedef = jax.tree_util.tree_flatten_with_path(layer, is_leaf=_is_part)
     try:
         leaves = treedef.flatten_up_to(new)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._errors import table
-from ._exact import exact
 from ._slots import collect, find_states, Slot, Slots
 from ._state import is_state
 from ._values import describe, dotted, own, Path, Struct, to_path
@@ -20,7 +19,7 @@ class LoadRow(NamedTuple):
 
     path: str
     what: str  # "loaded", "added", "dropped" or "changed"
-    here: str  # the kind, shapes and dtypes in the context that loads
+    here: str  # the State in the context that loads, with shapes and dtypes
     old: str  # and in the one that is loaded
 
 
@@ -100,13 +99,13 @@ class OldStates:
             return None
         self._taken.add(k)
         mine, data = self._pairs[k]
-        fits = _meaning(mine) == _meaning(slot) and Struct(data) == Struct(value)
-        return Found(data if fits else None, _show(mine.kind.__name__, data))
+        fits = slot.difference(mine) is None and Struct(data) == Struct(value)
+        return Found(data if fits else None, mine.show(data))
 
     def left(self) -> list[tuple[str, str]]:
         """The paths of what was not asked for, and what is there."""
         pairs = [pair for k, pair in enumerate(self._pairs) if k not in self._taken]
-        return [(dotted(slot.path), _show(slot.kind.__name__, value)) for slot, value in pairs]
+        return [(dotted(slot.path), slot.show(value)) for slot, value in pairs]
 
 
 class OldArrays:
@@ -125,6 +124,8 @@ class OldArrays:
 
     def find(self, slots: Slots, i: int, value: Any) -> Found | None:
         leaves, treedef = jax.tree_util.tree_flatten_with_path(value)
+        if not leaves:  # a value without arrays is there as it is
+            return Found(value, "")
         for path in _paths(slots.entries[i]):
             names = [dotted((*path, *to_path(keys))) for keys, _ in leaves]
             if any(name in self._arrays for name in names):
@@ -140,13 +141,13 @@ class OldArrays:
                 )
         found = {name: self._arrays[name] for name in names if name in self._arrays}
         if len(found) < len(leaves):
-            return Found(None, _show("", found))
+            return Found(None, _show(found))
         data = jax.tree.unflatten(treedef, [_stored(slots, i, found[name]) for name in names])
         fits = Struct(data) == Struct(value)
-        return Found(jax.tree.map(_to_jax, data) if fits else None, _show("", data))
+        return Found(jax.tree.map(_to_jax, data) if fits else None, _show(data))
 
     def left(self) -> list[tuple[str, str]]:
-        return [(n, _show("", x)) for n, x in self._arrays.items() if n not in self._owners]
+        return [(n, _show(x)) for n, x in self._arrays.items() if n not in self._owners]
 
 
 def read_old(tree: Any) -> OldStates | OldArrays:
@@ -185,7 +186,7 @@ def match_old(
     new, rows = {}, []
     for i, slot in enumerate(slots.entries):
         found = old.find(slots, i, values[i])
-        path, here = dotted(slot.path), _show(slot.kind.__name__, values[i])
+        path, here = dotted(slot.path), slot.show(values[i])
         if found is None:
             rows.append(LoadRow(path, "added", here, ""))
         elif found.value is None:
@@ -206,11 +207,6 @@ def _unpacked(path: Path) -> Path:
     return tuple(k for key in path for k in (key if isinstance(key, tuple) else (key,)))
 
 
-def _meaning(slot: Slot) -> Any:
-    """What a slot says of its value: a name and a tag only say how it is found."""
-    return slot.kind, exact(tuple(kv for kv in slot.static if kv[0] not in ("name", "tag")))
-
-
 def _is_array(x: Any) -> bool:
     numbers = (np.ndarray, np.generic, bool, int, float, complex)
     return isinstance(x, (jax.Array, jax.ShapeDtypeStruct, *numbers))
@@ -228,6 +224,5 @@ def _to_jax(x: Any) -> Any:
     return jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
 
 
-def _show(kind: str, value: Any) -> str:
-    text = eqx.tree_pformat(Struct(value).tree, struct_as_array=True, width=1000)
-    return f"{kind} {text}" if kind else text
+def _show(arrays: Any) -> str:
+    return eqx.tree_pformat(Struct(arrays).tree, struct_as_array=True, width=1000)

@@ -17,7 +17,7 @@ from ._pickle import name_of
 from ._slots import collect, find_states
 from ._state import Handle, is_state, State, with_fields
 from ._states import assemble, States
-from ._values import dotted, Path, Struct
+from ._values import dotted, function_name, Path, Struct
 
 
 P = ParamSpec("P")
@@ -112,7 +112,7 @@ def call(
     make: Callable[..., M], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[M, Keys]:
     """What `make` makes, and the keys for its fields. It is given `key` if it takes one."""
-    name = getattr(make, "__name__", type(make).__name__)
+    name = function_name(make)
     try:
         signature = inspect.signature(make)
     except (TypeError, ValueError):  # of what is written in C

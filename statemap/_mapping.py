@@ -21,6 +21,7 @@ from ._rules import Rule
 from ._signature import abstract, CacheKey, Function, static_arguments, unfix
 from ._state_axes import Axis, StateAxisSpec
 from ._states import make_states, States
+from ._values import function_name
 from ._warm import as_overlay, is_plain, warm_call, WarmCall
 
 
@@ -116,7 +117,7 @@ class StatefulMapping(Generic[P, R]):
             devices=devices,
             chunk_size=chunk_size,
         )
-        self._set(fn, options, name or getattr(fn, "__name__", type(fn).__name__))
+        self._set(fn, options, name or function_name(fn))
 
     def _set(self, fn: Callable[P, R], options: Options, name: str) -> None:
         self._fn = fn

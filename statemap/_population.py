@@ -212,25 +212,11 @@ def _listed(slots: list[Slot]) -> str:
 
 
 def _difference(a: Slot, b: Slot) -> tuple[str, str, str] | None:
-    """What of two slots at one path keeps them from being one state: what it is, and both."""
-    if a.kind is not b.kind:
-        return "kind", a.kind.__name__, b.kind.__name__
+    """As `Slot.difference`; and the classes of two models differ."""
     classes = [None if s.model is None else s.model.rpartition(":")[0] for s in (a, b)]
-    if None not in classes and classes[0] != classes[1]:
+    if a.kind is b.kind and None not in classes and classes[0] != classes[1]:
         return "model", f"`{classes[0]}`", f"`{classes[1]}`"
-    return _static_difference(a, b)
-
-
-def _static_difference(a: Slot, b: Slot) -> tuple[str, str, str] | None:
-    """As `_difference`, of the static fields. A name and a tag may differ: those of the first
-    context count.
-    """
-    mine, theirs = dict(a.static), dict(b.static)
-    for key in {**mine, **theirs}:
-        x, y = mine.get(key), theirs.get(key)
-        if key not in ("name", "tag") and exact(x) != exact(y):
-            return f"`{key}`", repr(x), repr(y)
-    return None
+    return a.difference(b)
 
 
 def settle(

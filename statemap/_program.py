@@ -185,7 +185,7 @@ class Program:
                 raise
             after = [lane.jaxpr.outvars[k].aval for k in states_out[i]]
             refuse_axis(slot, row, after)
-            if row.rule is not None:
+            if row.how is not None:
                 self._combine(run, i, row, after)
             rows.append(row)
         self.rows = tuple(rows)
@@ -199,10 +199,10 @@ class Program:
         """Refuses a reduction that a state does not take; traces that by a function."""
         slot, at, n = run.slots.entries[i], run.starts[i], run.counts[i]
         before = run.lane_types(self._sharding)[at : at + n]
-        rule: Any = row.rule
+        rule: Any = run.goes[i].rule  # pyright: ignore
         in_chunks = self.chunk_size is not None and self.chunk_size < self.lanes
         refuse(rule, row, issubclass(slot.kind, RandomState), before, after, self.lanes, in_chunks)
-        if not isinstance(rule.how, str):
+        if row.how == "function":
             stacked = [with_lanes(x, self.lanes, self._sharding) for x in after]
             old = run.everything[at : at + n]
             made = Combination(rule, row.path, self._specs[i], run.treedefs[i], stacked, old, after)
@@ -317,11 +317,11 @@ class Program:
         for i, (row, n) in enumerate(zip(self.rows, self._counts)):
             if row.result not in _NEW:
                 continue
-            if row.rule is not None and i not in self._combinations:
-                olds = leaves[i] if row.rule.how == "changes" else [None] * n
+            if row.how is not None and row.how != "function":
+                olds = leaves[i] if row.how == "changes" else [None] * n
                 for k, old in enumerate(olds, len(differs)):
                     dtype = self._lane.jaxpr.outvars[k].aval.dtype
-                    reductions[k] = Reduction(str(row.rule.how), old, self.lanes, dtype)
+                    reductions[k] = Reduction(row.how, old, self.lanes, dtype)
             differs += [row.result != "shared"] * n
         return [k for k, d in enumerate(differs) if d], reductions
 

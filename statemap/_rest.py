@@ -14,8 +14,19 @@ from ._pickle import from_pickle, name_of, to_pickle
 from ._values import as_array, describe, misfit, one_level, PyTree
 
 
-class Array:
-    """Stands in a `Rest` for an array: the class itself, which pickles as what it is."""
+class _Array:
+    """The type of `Array`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "array"
+
+    def __reduce__(self) -> str:
+        return "Array"
+
+
+Array: _Array = _Array()  # stands in a `Rest` for an array
 
 
 class Rest:
@@ -197,6 +208,7 @@ def difference(mine: PyTree, other: PyTree) -> tuple[str, str, str] | None:
     with_path, _ = jax.tree_util.tree_flatten_with_path(mine)
     for (keys, a), b in zip(with_path, jax.tree.leaves(other)):
         if a is not b and _key(a) != _key(b):
-            shown, alike = name_of(a), ", another object that is written alike"
-            return jax.tree_util.keystr(keys), shown, name_of(b) + alike * (name_of(b) == shown)
+            one, two = ("an array" if x is Array else name_of(x) for x in (a, b))
+            alike = ", another object that is written alike" * (one == two)
+            return jax.tree_util.keystr(keys), one, two + alike
     return None

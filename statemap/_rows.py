@@ -33,15 +33,12 @@ class Row(NamedTuple):
     drawn: bool = False
     result: str = "kept"
     unexpected: bool = False  # the policy placed it
-    rule: Reduce | None = None  # how it is reduced
+    how: str | None = None  # it is reduced: a word of `Reduce`, or "function"
 
     @property
     def needs_old(self) -> bool:
         """Whether the new value is made of the old one, besides what lanes do."""
-        is_word = self.rule is not None and isinstance(self.rule.how, str)
-        return self.result == "moved on" or (
-            self.rule is not None and (not is_word or self.rule.how == "changes")
-        )
+        return self.result == "moved on" or self.how in ("changes", "function")
 
     def to(self, result: str, axis_out: int | str, why: str, unexpected: bool = False) -> "Row":
         """The row with what becomes of the value."""
@@ -100,7 +97,9 @@ def place(
         if axis_in == "shared" and not written:
             return row.to("kept", "shared", "shared, not written")
         why = f"{goes.rule!r} over the lanes{_by(goes)}"
-        return row.to("reduced", "shared", why)._replace(rule=goes.rule)
+        # The rule itself would keep the user's function alive as long as the program.
+        how = goes.rule.how if isinstance(goes.rule.how, str) else "function"
+        return row.to("reduced", "shared", why)._replace(how=how)
     if axis_in == "split":
         if not written:
             return row.to("kept", "shared", "shared, not used")

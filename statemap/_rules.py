@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from ._exact import by_identity
-from ._values import describe
+from ._values import describe, function_name
 
 
 HOWS = ("mean", "sum", "min", "max", "any", "all", "changes")
@@ -83,7 +83,7 @@ class Reduce:
     def __repr__(self) -> str:
         if isinstance(self.how, str):
             return f'Reduce("{self.how}")'
-        return f"Reduce({getattr(self.how, '__name__', type(self.how).__name__)})"
+        return f"Reduce({function_name(self.how)})"
 
 
 class _Restore:

@@ -27,7 +27,7 @@ from ._signature import Function, Inputs, Static, unwrap
 from ._slots import Slots
 from ._state import RandomState
 from ._state_axes import Axis
-from ._values import dotted, fit
+from ._values import dotted, fit, function_name
 
 
 class Run:
@@ -203,7 +203,7 @@ def located(path: tuple) -> str:
 def pair(result: Any, fn: Callable, role: str) -> tuple[Any, Any]:
     """What a function returned, which has to be `(out, states)`."""
     if not isinstance(result, tuple) or len(result) != 2:
-        name = getattr(fn, "__name__", type(fn).__name__)
+        name = function_name(fn)
         what = (
             f"a tuple of {len(result)}"
             if isinstance(result, tuple)

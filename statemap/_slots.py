@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
@@ -13,8 +14,9 @@ from ._errors import near, StateNotFoundError
 from ._exact import exact
 from ._filters import Predicate, show_filter
 from ._pending import Pending
+from ._rest import difference
 from ._state import is_state, read, State, static_fields, with_fields, write
-from ._values import describe, dotted, fit, Path, to_path
+from ._values import describe, dotted, fit, Path, Struct, to_path
 
 
 class Slot(NamedTuple):
@@ -31,9 +33,38 @@ class Slot(NamedTuple):
         return dict(self.static)["name"]
 
     def differs(self, other: "Slot") -> str:
-        """A sentence about where the static parts of two values differ, if they do."""
-        mine, theirs = (dict(slot.static)["rest"] for slot in (self, other))
-        return "" if mine is None else mine.differs(theirs)
+        """A sentence about where the static parts of two slots of one kind differ, if they do."""
+        found = self.difference(other, but=())
+        if found is None or found[0] == "kind":
+            return ""
+        return " Its {} is {} in one and {} in the other.".format(*found)
+
+    def difference(
+        self, other: "Slot", but: Sequence[str] = ("name", "tag")
+    ) -> tuple[str, str, str] | None:
+        """What says that two slots are not for one state, in two contexts: what it is, and how
+        either has it. A path, a model, a name and a tag only say how a state is found.
+        """
+        if self.kind is not other.kind:
+            return "kind", self.kind.__name__, other.kind.__name__
+        mine, theirs = dict(self.static), dict(other.static)
+        for key in {**mine, **theirs}:
+            x, y = mine.get(key), theirs.get(key)
+            if key in but or exact(x) == exact(y):
+                continue
+            if key != "rest":
+                return f"`{key}`", repr(x), repr(y)
+            if x is None or y is None or x.treedef != y.treedef:
+                shown = ["arrays alone" if z is None else repr(z) for z in (x, y)]
+                return "structure", shown[0], shown[1]
+            if found := difference(x.tree, y.tree):
+                return f"`{found[0]}`", found[1], found[2]
+        return None
+
+    def show(self, value: Any) -> str:
+        """The State that a value is here, its shapes alone."""
+        state = with_fields(_spec(self), data=Struct(value).tree)
+        return eqx.tree_pformat(state, struct_as_array=True, width=1000)
 
 
 class Slots:
@@ -292,7 +323,7 @@ def merge_pairs(mine: Iterable[Pair], others: Iterable[Pair]) -> list[Pair]:
     for slot, value in others:
         if slot.path in merged:
             path, (own, before) = dotted(slot.path), merged[slot.path]
-            if own != slot:
+            if _key((own,)) != _key((slot,)):
                 raise ValueError(
                     f"Both contexts have a state `{path}`, but not the same one: a "
                     f"{own.kind.__name__} of {owner(own.model)} and a "
@@ -301,6 +332,24 @@ def merge_pairs(mine: Iterable[Pair], others: Iterable[Pair]) -> list[Pair]:
             value = fit(before, value, path)
         merged[slot.path] = (slot, value)
     return list(merged.values())
+
+
+def refuse_others(found: Iterable[tuple[Path, Any]]) -> None:
+    """Refuses what is no State with a value."""
+    for path, leaf in found:
+        if isinstance(leaf, Pending):
+            raise TypeError(leaf.unbound())
+        if not is_state(leaf) or leaf.is_handle:
+            what = (
+                "a handle, whose value is in the context of its model"
+                if is_state(leaf)
+                else f"of type `{type(leaf).__name__}`"
+            )
+            raise TypeError(
+                f"`{dotted(path)}` is {what}; a context is made of States with values.\n"
+                "Wrong:  sm.States(v=jnp.zeros(3))\n"
+                "Right:  sm.States(v=sm.ShortTermState(jnp.zeros(3)))"
+            )
 
 
 def find_states(tree: PyTree) -> list[tuple[Path, Any]]:

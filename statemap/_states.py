@@ -1,7 +1,7 @@
 """The context: an immutable mapping from the paths of states to their values."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, no_type_check, overload, TypeVar
 
 import equinox as eqx
@@ -13,10 +13,19 @@ from ._bindings import bind_axes
 from ._filters import Filter, to_predicate
 from ._immutable import Immutable
 from ._labels import label_values, Labels
-from ._layers import fill, is_layer, spread, to_handle
+from ._layers import fill, handles, is_layer, spread, to_handle
 from ._load import LoadReport, match_old, OldStates, read_old
 from ._overlay import moved_of, replaced, Watched, with_moved
-from ._slots import collect, find_states, in_order, intern_slots, merge_pairs, Slot, Slots
+from ._slots import (
+    collect,
+    find_states,
+    in_order,
+    intern_slots,
+    merge_pairs,
+    refuse_others,
+    Slot,
+    Slots,
+)
 from ._state import is_state, State
 from ._values import dotted, fit, own, Path, PyTree
 
@@ -74,18 +83,7 @@ class States(Immutable):
                 raise TypeError("A State given alone needs a `name=`, which becomes its path.")
             tree = {tree.name: tree}
         found = find_states(tree) + find_states(named)
-        for path, leaf in found:
-            if not is_state(leaf) or leaf.is_handle:
-                what = (
-                    "a handle, whose value is in the context of its model"
-                    if is_state(leaf)
-                    else f"of type `{type(leaf).__name__}`"
-                )
-                raise TypeError(
-                    f"`{dotted(path)}` is {what}; a context is made of States with values.\n"
-                    "Wrong:  sm.States(v=jnp.zeros(3))\n"
-                    "Right:  sm.States(v=sm.ShortTermState(jnp.zeros(3)))"
-                )
+        refuse_others(found)
         made = assemble(collect(found, None))
         object.__setattr__(self, "_slots", made._slots)
         object.__setattr__(self, "_values", made._values)
@@ -148,7 +146,7 @@ class States(Immutable):
 
         `KeyError` for a key that the context lacks, `ValueError` for a value that does not fit.
         """
-        return self.update(dict(spread(key, value)) if is_layer(key) else {to_handle(key): value})
+        return self._with([(key, value)])
 
     def update(self, values: Mapping[Any, Any]) -> "States":
         """A context with several values replaced.
@@ -167,9 +165,11 @@ class States(Immutable):
                 "Wrong:  states.update([(model.v, v)])\n"
                 "Right:  states.update({model.v: v})"
             )
+        return self._with(values.items())
+
+    def _with(self, values: Iterable[tuple[Any, Any]]) -> "States":
         slots, new = self._slots, {}
-        pairs = (spread(k, v) if is_layer(k) else [(k, v)] for k, v in values.items())
-        for key, value in itertools.chain.from_iterable(pairs):
+        for key, value in itertools.chain.from_iterable(itertools.starmap(spread, values)):
             i = slots.find(key)
             path = dotted(slots.entries[i].path)
             if isinstance(value, State):
@@ -339,15 +339,13 @@ class States(Immutable):
         paths = (slot.path for slot in self._slots.entries)
         return iter(list(zip(paths, self._slots.states([own(v) for v in self._values]))))
 
-    def __iter__(self) -> Iterator[tuple[Path, State]]:
-        return self.items()
+    __iter__ = items
 
     def __contains__(self, key: Any) -> bool:
         try:
-            self._slots.find(key)
+            return all(self._slots.find(handle) >= 0 for handle in handles(key))
         except (KeyError, TypeError):
             return False
-        return True
 
     def __len__(self) -> int:
         return len(self._slots.entries)

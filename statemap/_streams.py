@@ -56,28 +56,37 @@ def copied_streams(data: Any, copies: Any, axis: int, spec: State) -> jax.Array:
     return jnp.moveaxis(jnp.where(which[..., None] == 0, data, copy(keys, which)), 0, axis)
 
 
+def key_at(key: jax.Array, path: Path) -> jax.Array:
+    """The key of a path, derived from one key: no two paths have the same."""
+    digest = hashlib.blake2b(dotted(path).encode(), digest_size=8).digest()
+    for word in np.frombuffer(digest, "<u4"):
+        key = jax.random.fold_in(key, word)
+    return key
+
+
 def new_streams(
     key: jax.Array, path: Path, shape: tuple[int, ...], axis: int | None, spec: State
 ) -> jax.Array:
-    """The data of new keys for a random state, which depend on its path and on no other state.
+    """The data of new keys for a random state, which depend on its path and on no other state:
+    those with which a field of `sm.field` is made from this key.
 
     **Arguments:**
 
     - `shape`: of the data.
     - `axis`: that of the members. The keys of a member do not depend on how many there are.
     """
-    for word in np.frombuffer(hashlib.sha256(dotted(path).encode()).digest()[:8], "<u4"):
-        key = jax.random.fold_in(key, word)
     impl = spec.impl  # pyright: ignore
     if str(jax.random.key_impl(key)) != impl:
         key = jax.random.wrap_key_data(jax.random.bits(key, shape[-1:], "uint32"), impl=impl)
+
+    def made(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.key_data(_of_shape(key_at(key, path), shape))
+
     rest = shape[:-1]
     if axis is None:
-        return jax.random.key_data(_of_shape(key, rest))
+        return made(key, rest)
     member = rest[:axis] + rest[axis + 1 :]
-    keys = jax.vmap(lambda k: jax.random.key_data(_of_shape(k, member)))(
-        jax.random.split(key, rest[axis])
-    )
+    keys = jax.vmap(lambda k: made(k, member))(jax.random.split(key, rest[axis]))
     return jnp.moveaxis(keys, 0, axis)
 
 

@@ -193,6 +193,17 @@ def describe(x: Any) -> str:
     return f"{x!r} of type `{type(x).__name__}`"
 
 
+def short(x: Any) -> str:
+    """A pytree as messages show it: with shapes for arrays, and not all of it."""
+    text = eqx.tree_pformat(x, struct_as_array=True)
+    return text if len(text) < 200 else text[:200] + "..."
+
+
+def function_name(fn: Any) -> str:
+    """What a function is called; of another callable, its class."""
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
 def is_skeleton(value: Any) -> bool:
     """Whether a value has shapes in the place of numbers, as `jax.eval_shape` makes it."""
     return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(value))

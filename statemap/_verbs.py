@@ -228,7 +228,8 @@ def reseed(states: States, key: Any, axes: StateAxisSpec = None) -> States:
 
     - `states`: any context.
     - `key`: a key or seed. The streams of a state depend on it and on the state's path, and not on
-        what they were or on other states.
+        what they were or on other states: they are those of a [`statemap.field`][] that is made
+        from this key.
     - `axes`: of a population, from `vmap2_new_states`, or any mapping from axes to filters. Each
         member gets streams of its own, which do not depend on how many there are.
 

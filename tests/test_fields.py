@@ -470,6 +470,8 @@ def test_models_that_were_never_made():
     with pytest.raises(TypeError, match="made by a class or a function"):
         sm.vmap2_new_states(model, axis_size=3)
     assert repr(model.v) == "<`LIF.v`, not made yet>"
+    with pytest.raises(TypeError, match=once):
+        sm.States({"v": model.v})
 
 
 def test_later_fields_are_not_there():
@@ -486,3 +488,17 @@ def test_what_an_instance_may_not_be_given():
         LIF(3, 4, v=jnp.zeros(4))
     with pytest.raises(TypeError, match="takes 3 positional arguments"):
         LIF(3, 4, jr.key(0))
+
+
+def test_reseed_gives_the_streams_that_a_key_makes():
+    class Noise(eqx.Module):
+        rng: sm.RandomState = sm.field()
+        several: sm.RandomState = sm.field(lambda self, key: jr.split(key, 2))
+
+    make = lambda: {"a": Noise(), "b": Noise()}
+    _, made = sm.make_with_states(make)(key=jr.key(0))
+    _, other = sm.make_with_states(make)(key=jr.key(1))
+    assert sm.reseed(other, jr.key(0)) == made != other
+    _, made, axes = sm.vmap2_new_states(make, key=jr.key(0), axis_size=5)
+    _, other, _ = sm.vmap2_new_states(make, key=jr.key(1), axis_size=5)
+    assert sm.reseed(other, jr.key(0), axes) == made != other

@@ -317,6 +317,12 @@ def test_a_static_part_stays_as_it_is():
         lane(drop, jnp.ones(2))
 
 
+def test_messages_show_arrays_of_values_with_static_parts():
+    states = sm.States(p=sm.ParamState((jnp.ones(2), "relu")))
+    with pytest.raises(ValueError, match=r"expected \(array, 'relu'\), got \[f32\[2\], 'relu'\]"):
+        states.set("p", [jnp.ones(2), "relu"])
+
+
 def test_models_of_other_static_parts_do_not_mix():
     one, states = sm.make_with_states(Net)(act)
     two, others = sm.make_with_states(Net)(jnp.tanh)
@@ -418,6 +424,35 @@ def test_what_is_declared_alike_is_shared():
     start = jnp.zeros(2)
     norms = [eqx.tree_at(lambda n: n.bias, nn.LayerNorm(2), start) for _ in range(2)]
     assert len(sm.make_with_states(lambda: sm.declare(norms, sm.ParamState))()[1]) == 4
+
+
+class Wrapped:
+    """A node whose children are made anew whenever JAX takes it apart."""
+
+    def __init__(self, x):
+        self.x = x
+
+
+jax.tree_util.register_pytree_node(
+    Wrapped, lambda w: ([[w.x]], None), lambda _, children: Wrapped(children[0][0])
+)
+
+
+def test_children_that_are_made_anew_are_not_taken_for_one():
+    make = lambda: sm.declare([Wrapped(jnp.full(1, float(i))) for i in range(8)], sm.ParamState)
+    model, states = sm.make_with_states(make)()
+    assert [float(w.x[0]) for w in states[model]] == list(range(8))
+
+
+def test_layers_are_keys_everywhere():
+    model, states = sm.make_with_states(lambda: {"norm": Normed(), "drop": nn.Dropout(0.5)})()
+    norm = model["norm"].norm
+    assert norm in states and norm.weight in states and norm.batch_counter in states
+    assert model in states and model["drop"] in states  # which `states[key]` gives back as it is
+    assert object() not in states and nn.StateIndex(jnp.ones(2)) not in states
+    assert norm not in states.select(sm.LongTermState)
+    new = states.update({norm.batch_counter: jnp.array(3), norm.weight: jnp.full(3, 2.0)})
+    assert new[norm.batch_counter] == 3 and new[norm].weight.tolist() == [2.0, 2.0, 2.0]
 
 
 def test_numpy_arrays_and_states_in_a_layer():

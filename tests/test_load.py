@@ -57,10 +57,10 @@ def test_strict_names_all_that_differs():
         new.load(old)
     said = str(caught.value)
     for line in (
-        r"fresh  added    LongTermState f32[]",
-        r"x      changed  ParamState f32[3]       ParamState f32[2]",
-        r"y      changed  LongTermState f32[2]    ParamState f32[2]",
-        r"gone   dropped                          LongTermState f32[]",
+        r"fresh  added    LongTermState(f32[])",
+        r"x      changed  ParamState(f32[3])      ParamState(f32[2])",
+        r"y      changed  LongTermState(f32[2])   ParamState(f32[2])",
+        r"gone   dropped                          LongTermState(f32[])",
     ):
         assert " ".join(line.split()) in [" ".join(l.split()) for l in said.splitlines()]
     assert "strict=False" in said and "\nw " not in said
@@ -101,6 +101,22 @@ def test_names_and_tags_may_change_and_other_fields_not():
     assert new.load(make(0.25, 1.0), strict=False)[1].changed == ("w",)
     one, other = sm.RandomState(jr.key(0, impl="rbg")), sm.RandomState(jr.key(0, impl="unsafe_rbg"))
     assert sm.States(r=one).load(sm.States(r=other), strict=False)[1].changed == ("r",)
+
+
+def test_values_with_static_parts():
+    make = lambda act, x: sm.States(
+        act=sm.ParamState((jnp.full(2, x), act)), drop=sm.ParamState(eqx.nn.Dropout(0.5))
+    )
+    new, old = make(jax.nn.relu, 0.0), make(jax.nn.relu, 1.0)
+    assert new.load(old)[0] == old
+    got, report = new.load(make(jnp.tanh, 1.0), strict=False)
+    assert got == new and report.changed == ("act",) and report.loaded == ("drop",)
+    row = next(row for row in report if row.path == "act")
+    assert "relu" in row.here and "tanh" in row.old
+    # Of arrays alone, a value without any is there as it is.
+    got, report = new.load({"act.0": jnp.ones(2)})
+    assert got == old and report.loaded == ("act", "drop")
+    assert new.load({}, strict=False)[1].added == ("act",)
 
 
 def test_models_and_handles():

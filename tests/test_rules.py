@@ -1,7 +1,9 @@
 """`Reduce` and `Restore`: what comes out shared, combined, or as it went in."""
 
+import gc
 import operator
 import pickle
+import weakref
 
 import equinox as eqx
 import jax
@@ -461,6 +463,26 @@ def test_equal_rules_share_what_they_compiled(runs):
         sm.vmap2(f, state_out_axes={sm.Reduce("max"): ...})(states, jnp.arange(3.0))[1]["v"] == 2.0
     )
     assert runs.count == 2
+
+
+def add_one(states, x):
+    return x, states.set("v", states["v"] + 1.0)
+
+
+def test_the_function_of_a_rule_is_not_kept_alive():
+    def make():
+        held = jnp.ones(3)
+        rules = {sm.Reduce(lambda stacked, old: stacked.sum() + held.sum()): ...}
+        mapped = sm.vmap2(add_one, state_out_axes=rules)
+        states = sm.States(v=sm.ShortTermState(0.0))
+        for _ in range(2):
+            assert mapped(states, jnp.arange(3.0))[1]["v"] == 6.0
+        (rule,) = rules
+        return weakref.ref(rule), weakref.ref(rule.how)
+
+    rule, how = make()
+    gc.collect()
+    assert rule() is None and how() is None
 
 
 def test_rules_are_keys():

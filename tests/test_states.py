@@ -310,3 +310,22 @@ def test_annotations_tell_kinds_and_values_apart():
         pass
 
     assert issubclass(Mine, sm.ParamState) and isinstance(Mine(jnp.ones(1)), sm.State)
+
+
+def test_merge_tells_static_fields_apart_exactly():
+    class Decaying(sm.State):
+        decay: float = eqx.field(static=True, default=0.5)
+
+        def __init__(self, value, decay):
+            super().__init__(value)
+            self.decay = decay
+
+    make = lambda decay: sm.States(v=Decaying(0.0, decay))
+    assert make(1.0).merge(make(1.0)) == make(1.0)
+    for other in (1, True, 2.0):
+        with pytest.raises(ValueError, match=f"`v`, but not .*Its `decay` is 1.0 .*{other} in the"):
+            make(1.0).merge(make(other))
+    with pytest.raises(
+        ValueError, match="not the same one: .* Its `tag` is 'a' in one and None in"
+    ):
+        sm.States(v=sm.State(0.0, tag="a")).merge(sm.States(v=sm.State(0.0)))

@@ -273,6 +273,21 @@ UNLIKE = {
         "`impl` in `new` than in `old`: 'rbg' instead of 'threefry2x32'",
     ),
     "another structure": (sm.State({"a": X}), sm.State([X]), "structure in `new` than in `old`"),
+    "another function": (
+        sm.State([X, jnp.tanh]),
+        sm.State([X, jnp.sin]),
+        r"`\[1\]` in `new` than in `old`: <.*tanh> instead of <.*sin>",
+    ),
+    "an array": (
+        sm.State([X, X, jnp.tanh]),
+        sm.State([X, jnp.sin, jnp.tanh]),
+        r"`\[1\]` in `new` than in `old`: an array instead of <.*sin>",
+    ),
+    "arrays alone": (
+        sm.State([X, jnp.tanh]),
+        sm.State([X, X]),
+        r"structure .*: \[.*tanh.* instead of arrays alone",
+    ),
 }
 
 
