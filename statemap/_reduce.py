@@ -21,6 +21,8 @@ def _refusal(how: str, dtype: Any) -> str | None:
         return "a mean is no integer: let the state hold floating numbers, or take the sum"
     if how in ("sum", "changes") and dtype == jnp.bool_:
         return f"`{how}` is of numbers: of bools there are `any` and `all`"
+    if how in ("min", "max") and jnp.issubdtype(dtype, jnp.complexfloating):
+        return "complex numbers have no order, and devices none to agree on"
     return None
 
 
