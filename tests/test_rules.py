@@ -538,7 +538,17 @@ def test_a_function_that_returns_another_shape():
     mapped = sm.vmap2(f, state_out_axes={sm.Reduce(lambda stacked, old: stacked): ...})
     with pytest.raises(ValueError, match="`v` was given a value of another shape") as info:
         mapped(sm.States(v=sm.ShortTermState(0.0)), jnp.arange(3.0))
-    assert "in `state_out_axes` returned" in info.value.__notes__[0]
+    assert "From Reduce(<lambda>) in `state_out_axes`" in info.value.__notes__[0]
+
+
+def test_a_function_that_raises():
+    def largest(stacked):  # of one argument
+        return stacked.max()
+
+    mapped = sm.vmap2(lambda s, x: (x, s.set("v", x)), state_out_axes={sm.Reduce(largest): ...})
+    with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given") as info:
+        mapped(sm.States(v=sm.ShortTermState(0.0)), jnp.arange(3.0))
+    assert "Reduce(largest) in `state_out_axes`, for the state `v`" in info.value.__notes__[0]
 
 
 def test_the_message_of_the_policy_names_them():
