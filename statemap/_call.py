@@ -18,7 +18,7 @@ from ._run import Run
 from ._signature import Function, Inputs, mark_static, split_leaves
 from ._slots import Slots
 from ._states import States
-from ._values import refuse_recursive
+from ._values import refuse_labels, refuse_recursive
 
 
 class Programs(NamedTuple):
@@ -132,7 +132,11 @@ class Call:
     def program(self) -> Program:
         """The program for this signature, made if there is none."""
         values = tuple(self.values)
-        types = tuple(map(type_of, [*jax.tree.leaves(values), *self.arrays]))
+        try:
+            types = tuple(map(type_of, [*jax.tree.leaves(values), *self.arrays]))
+        except TypeError:
+            refuse_labels(self.slots, values, "the context")
+            raise
         key = (self.structure, types, trace_context())
 
         def make() -> tuple[Program, bool]:

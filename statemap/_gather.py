@@ -100,15 +100,15 @@ def stack(members: Iterable[States], axes: StateAxisSpec) -> States:
 
     **Raises:**
 
-    `ValueError` if there are no members, their states or shapes differ, or a state that is shared
-    has values that differ.
+    `ValueError` if there are no members, `axes` matches no state, their states or shapes differ, or
+    a state that is shared has values that differ.
     """
     members = _several(members, "members", "stack")
     if not members:
         raise ValueError("A population is stacked from at least one member.")
     labels = [f"members[{k}]" for k in range(len(members))]
     first = Population(members[0], None, labels[0], "stack")
-    listed = axes_of(members[0], axes)
+    listed = _listed(members[0], axes, "stack")
     _refuse_populations(first, members, listed)
     rest = [first.meet(m, label) for m, label in zip(members[1:], labels[1:])]
 
@@ -189,12 +189,7 @@ def broadcast(
     key = None if key is None else check_key(key, "broadcast")
     one = Population(states, None, "states", "broadcast")
     found = StateAxes.parse(axes, "axes").assign(states._slots, states._values)
-    listed = [None if entry is None else entry.axis for entry in found]
-    if all(axis is None for axis in listed):
-        raise ValueError(
-            "`axes` matches no state of the context that can have members: there is nothing to "
-            "broadcast. `{0: ...}` is for all states."
-        )
+    listed = _listed(states, axes, "broadcast")
 
     def repeat(i: int, _: Axis, x: Any) -> Any:
         slot, spec, axis = one.slots[i], states._slots.specs[i], listed[i]
@@ -231,6 +226,17 @@ def _several(contexts: Any, label: str, verb: str) -> list[States]:
     for k, states in enumerate(contexts):
         check_states(states, f"{label}[{k}]", verb)
     return contexts
+
+
+def _listed(states: States, axes: StateAxisSpec, verb: str) -> list[Axis]:
+    """The axis that each state of a member gets for the members."""
+    listed = axes_of(states, axes)
+    if all(axis is None for axis in listed):
+        raise ValueError(
+            "`axes` matches no state of the context that can have members: there is nothing to "
+            f"{verb}. `{{0: ...}}` is for all states."
+        )
+    return listed
 
 
 def _new_axis(slot: Slot, x: Any, axis: int) -> int:

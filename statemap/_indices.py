@@ -41,14 +41,11 @@ def choose(index: Any, n: int) -> Chosen:
         )
     if isinstance(index, slice):
         return _slice(index, n)
-    if isinstance(index, (list, tuple)) and any(isinstance(i, jax.core.Tracer) for i in index):
-        index = jnp.stack([jnp.asarray(i) for i in index])
+    given, index = index, _as_array(index)
+    if index is None:
+        raise TypeError(_no_index(given))
     if isinstance(index, jax.core.Tracer):
         return _traced(index, n)
-    try:
-        index = np.asarray(index)
-    except ValueError:  # of NumPy, for a ragged list
-        raise TypeError(_no_index(index)) from None
     if index.size == 0 and index.dtype.kind != "b":
         index = index.astype(int)
     if index.dtype.kind not in "biu" or index.ndim > 1:
@@ -64,16 +61,33 @@ def choose(index: Any, n: int) -> Chosen:
 
 def check_mask(mask: Any, n: int) -> Any:
     """A mask with an entry for each member."""
-    mask = mask if isinstance(mask, jax.core.Tracer) else np.asarray(mask)
-    if mask.dtype != bool:
+    given, mask = mask, _as_array(mask)
+    if isinstance(given, (list, tuple)) and not given:
+        mask = np.zeros(0, bool)
+    if mask is None or mask.dtype != bool:
+        shown = describe(given if mask is None else mask)
         raise TypeError(
-            f"A mask is an array of bools, one for each member, not {describe(mask)}.\n"
+            f"A mask is an array of bools, one for each member, not {shown}.\n"
             "Wrong:  mask = jnp.array([1, 0, 1])\n"
             "Right:  mask = jnp.array([True, False, True])"
         )
     if mask.shape != (n,):
         raise IndexError(f"A mask of shape {mask.shape} is given for {n} members.")
     return mask
+
+
+def _as_array(x: Any) -> Any:
+    """An index or a mask as an array, of NumPy unless it is traced; None if it is no array: a
+    ragged list, or a random key.
+    """
+    if isinstance(x, jax.core.Tracer):
+        return x
+    try:
+        if isinstance(x, (list, tuple)) and any(isinstance(i, jax.core.Tracer) for i in x):
+            return jnp.stack([jnp.asarray(i) for i in x])
+        return np.asarray(x)
+    except (TypeError, ValueError):
+        return None
 
 
 def _slice(index: slice, n: int) -> Chosen:

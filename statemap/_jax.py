@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.core
+import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import partial_eval
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -194,6 +196,18 @@ def gather_lanes(x: jax.Array, axis: int) -> jax.Array:
         return x
     spec[axis] = None
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def take_lanes(x: jax.Array, axis: int, at: Any, size: int | None) -> jax.Array:
+    """Some lanes of an array, or one, without its axis, where `size` is None.
+
+    Where no numbers come out, JAX (0.10, 0.12) fails to index an array on an explicit mesh.
+    """
+    if size == 0 and isinstance(x, jax.core.Tracer):
+        return jax.lax.slice_in_dim(x, 0, 0, axis=axis)
+    if size == 0 or x.size == 0:
+        return jnp.take(x, np.zeros(() if size is None else size, int), axis)
+    return x[(slice(None),) * axis + (at,)]
 
 
 def lay_as(y: Any, x: Any, before: int | None, after: int | None) -> Any:

@@ -17,7 +17,7 @@ from ._slots import Slot
 from ._state import RandomState
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
-from ._values import dotted
+from ._values import dotted, refuse_labels
 
 
 class Population:
@@ -138,6 +138,7 @@ def check_states(states: Any, label: str, verb: str) -> None:
             f"Wrong:  {label} = {{'v': sm.ShortTermState(x)}}\n"
             f"Right:  {label} = sm.States({{'v': sm.ShortTermState(x)}})"
         )
+    refuse_labels(states._slots, states._values, f"`{label}`")
 
 
 def axes_of(states: States, axes: StateAxisSpec) -> list[Axis]:

@@ -21,6 +21,8 @@ def _refusal(how: str, dtype: Any) -> str | None:
         return "a mean is no integer: let the state hold floating numbers, or take the sum"
     if how in ("sum", "changes") and dtype == jnp.bool_:
         return f"`{how}` is of numbers: of bools there are `any` and `all`"
+    if how in ("min", "max") and jnp.issubdtype(dtype, jnp.complexfloating):
+        return "complex numbers have no order, and devices none to agree on"
     return None
 
 
@@ -54,10 +56,11 @@ class Combination:
             expected = jax.tree.unflatten(treedef, lane)
             try:
                 new = fit(expected, write(spec, how(*given), path), path)
-            except ValueError as error:
+            except Exception as error:
                 error.add_note(
-                    f"(What {rule!r} in `state_out_axes` returned. It is given the lanes' "
-                    "values with the lanes on axis 0, and returns one value.)"
+                    f"(From {rule!r} in `state_out_axes`, for the state `{path}`. It is given "
+                    "the lanes' values with the lanes on axis 0, and the old value, and returns "
+                    "one value.)"
                 )
                 raise
             return jax.tree.leaves(new)

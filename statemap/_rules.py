@@ -51,8 +51,9 @@ class Reduce:
 
         - `how`: one of
             - `"mean"`, of floating or complex numbers;
-            - `"sum"`, `"min"`, `"max"`, of numbers; which of several equal lanes the gradient of
-                the last two goes to is not promised;
+            - `"sum"`, of numbers;
+            - `"min"`, `"max"`, of bools and of numbers that are not complex; which of several equal
+                lanes the gradient goes to is not promised;
             - `"any"`, `"all"`, of bools;
             - `"changes"`: the old value plus the sum over the lanes of what each added to it. Of
                 floating numbers, what a lane added is known to the rounding of the old value;
@@ -71,7 +72,7 @@ class Reduce:
                     f"`Reduce` takes one of {known}, or a function `(stacked, old) -> new`; not "
                     f"{how!r}."
                 )
-        elif not callable(how):
+        elif not callable(how) or isinstance(how, type):  # a kind, given as the filter
             raise TypeError(
                 "`Reduce` takes a word or a function, and was given "
                 f"{describe(how)}.\n"

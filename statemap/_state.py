@@ -343,7 +343,10 @@ def as_key(key: Any) -> jax.Array:
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             return jnp.asarray(key)
         if key.dtype == np.uint32 and key.ndim >= 1:
-            return jax.random.wrap_key_data(jnp.asarray(key))
+            try:
+                return jax.random.wrap_key_data(jnp.asarray(key))
+            except TypeError:  # of another size than keys have
+                pass
         if jnp.issubdtype(key.dtype, jnp.integer) and key.ndim == 0:
             return jax.random.key(key)  # a seed, perhaps traced
     raise TypeError(

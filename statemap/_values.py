@@ -1,7 +1,7 @@
 """Values: pytrees of arrays, how they are taken in, described, and replaced."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TYPE_CHECKING, TypeAlias
 
 import equinox as eqx
@@ -207,6 +207,24 @@ def function_name(fn: Any) -> str:
 def is_skeleton(value: Any) -> bool:
     """Whether a value has shapes in the place of numbers, as `jax.eval_shape` makes it."""
     return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(value))
+
+
+def refuse_labels(slots: Any, values: Sequence[Any], label: str) -> None:
+    """Refuses a context of labels or axes, which has something else in the place of arrays.
+
+    **Arguments:**
+
+    - `slots`: those of the context, which messages call `label`.
+    """
+    for i, value in enumerate(values):
+        for leaf in jax.tree.leaves(value):
+            if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+                raise TypeError(
+                    f"The state `{dotted(slots.entries[i].path)}` of {label} holds "
+                    f"{describe(leaf)} in the place of an array. A context of labels "
+                    "(`states.labels`) or of axes (`axes.tree`) goes along with one of arrays, "
+                    "and does not stand for it."
+                )
 
 
 def through(fn: Callable[[Any], Any], value: Any) -> Any:

@@ -7,7 +7,7 @@ import jax.core
 import jax.numpy as jnp
 
 from ._indices import check_mask, choose, last_copies
-from ._jax import gather_lanes, lay_as
+from ._jax import gather_lanes, lay_as, take_lanes
 from ._population import applied, Population, settle
 from ._state import as_key
 from ._state_axes import Axis, StateAxisSpec
@@ -68,7 +68,7 @@ def lane(states: States, axes: StateAxisSpec, index: Any, streams: str = "fresh"
             return x
 
         def some(x: Any) -> jax.Array:
-            y = gather_lanes(jnp.asarray(x), axis)[_on(axis, chosen.at)]
+            y = take_lanes(gather_lanes(jnp.asarray(x), axis), axis, chosen.at, chosen.size)
             if copies is None or not population.is_random(i):
                 return y
             return copied_streams(y, copies, axis, states._slots.specs[i])

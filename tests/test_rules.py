@@ -506,6 +506,8 @@ def only(name):
         ("any", "v", {}, "`v` is listed under .*any.*: `any` is of bools"),
         ("all", "i", {}, "`i` is listed under .*all.*: `all` is of bools"),
         ("sum", "b", {}, "`b` is listed under .*sum.*: `sum` is of numbers"),
+        ("min", "c", {}, "`c` is listed under .*min.*: complex numbers have no order"),
+        ("max", "c", {}, "`c` is listed under .*max.*: complex numbers have no order"),
         ("mean", "rng", {}, "RandomState `rng` is listed under .*: keys have no mean"),
         ("changes", "m", {}, "`m` is listed under .*changes.*: it comes in on axis 0"),
         (max, "v", {"chunk_size": 2}, "`v` is listed under Reduce.max.*: a function sees all"),
@@ -516,12 +518,14 @@ def test_refused_by_name(how, name, options, message):
         i=sm.ShortTermState(0),
         v=sm.ShortTermState(0.0),
         b=sm.ShortTermState(False),
+        c=sm.ShortTermState(1j),
         m=sm.LongTermState(jnp.zeros(3)),
         rng=sm.RandomState(0),
     )
 
     def f(states, x):
-        states = states.update({"i": states["i"] + 1, "v": x, "b": x > 1, "m": x})
+        new = {"i": states["i"] + 1, "v": x, "b": x > 1, "m": x, "c": jax.lax.complex(x, x)}
+        states = states.update(new)
         return sm.random.normal(states, "rng")
 
     rules = {sm.Reduce(how): only(name), 0: sm.OfType(sm.LongTermState), sm.Restore: ...}
@@ -535,6 +539,8 @@ def test_refused_by_name(how, name, options, message):
 def test_wrong_rules():
     with pytest.raises(ValueError, match="takes one of 'mean', 'sum'.* not 'median'"):
         sm.Reduce("median")
+    with pytest.raises(TypeError, match=r"(?s)a word or a function.*Right:  \{sm.Reduce"):
+        sm.Reduce(sm.LongTermState)
     rules = {sm.Reduce("mean"): ...}
     with pytest.raises(ValueError, match="`state_in_axes` holds the rule .*takes axes alone"):
         sm.vmap2(step, state_in_axes=rules)
@@ -554,7 +560,17 @@ def test_a_function_that_returns_another_shape():
     mapped = sm.vmap2(f, state_out_axes={sm.Reduce(lambda stacked, old: stacked): ...})
     with pytest.raises(ValueError, match="`v` was given a value of another shape") as info:
         mapped(sm.States(v=sm.ShortTermState(0.0)), jnp.arange(3.0))
-    assert "in `state_out_axes` returned" in info.value.__notes__[0]
+    assert "From Reduce(<lambda>) in `state_out_axes`" in info.value.__notes__[0]
+
+
+def test_a_function_that_raises():
+    def largest(stacked):  # of one argument
+        return stacked.max()
+
+    mapped = sm.vmap2(lambda s, x: (x, s.set("v", x)), state_out_axes={sm.Reduce(largest): ...})
+    with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given") as info:
+        mapped(sm.States(v=sm.ShortTermState(0.0)), jnp.arange(3.0))
+    assert "Reduce(largest) in `state_out_axes`, for the state `v`" in info.value.__notes__[0]
 
 
 def test_the_message_of_the_policy_names_them():

@@ -315,6 +315,14 @@ REFUSED = {
     "where": (lambda: sm.where([True], ONE, ONE, {0: ...}), IndexError, r"shape \(1,\) .* 3 mem"),
     "one bool": (lambda: sm.where(True, ONE, ONE, {0: ...}), IndexError, r"shape \(\) .* 3 mem"),
     "no bools": (lambda: sm.where([1, 0, 1], ONE, ONE, {0: ...}), TypeError, "(?s)of bools.*Right"),
+    "a random key": (lambda: sm.lane(ONE, {0: ...}, jr.key(0)), TypeError, "an integer, a slice"),
+    "a random mask": (lambda: sm.where(jr.key(0), ONE, ONE, {0: ...}), TypeError, "array of bools"),
+    "ragged mask": (
+        lambda: sm.where([[True], [True, False]], ONE, ONE, {0: ...}),
+        TypeError,
+        "A mask is an array of bools",
+    ),
+    "no mask": (lambda: sm.where([], ONE, ONE, {0: ...}), IndexError, r"shape \(0,\) .* 3 members"),
     "repeated": (
         lambda: sm.put(ONE, {0: ...}, [1, -2], sm.lane(ONE, {0: ...}, [0, 1])),
         ValueError,
@@ -336,6 +344,7 @@ REFUSED = {
     "none to choose": (lambda: sm.where([], ONE, ONE, {}), ValueError, "it has no members"),
     "none to join": (lambda: sm.concatenate([ONE], {}), ValueError, "it has no members"),
     "no population": (lambda: sm.concatenate([], {0: ...}), ValueError, "at least one population"),
+    "none to stack": (lambda: sm.stack([ONE, ONE], {}), ValueError, "nothing to stack"),
     "none to repeat": (lambda: sm.broadcast(ONE, {}, axis_size=2), ValueError, "nothing to broad"),
     "no such axis": (
         lambda: sm.broadcast(ONE, {2: ...}, axis_size=2),
@@ -345,6 +354,11 @@ REFUSED = {
     "minus one": (lambda: sm.broadcast(ONE, {0: ...}, axis_size=-1), ValueError, "`axis_size` is"),
     "several keys": (lambda: sm.reseed(ONE, jr.split(jr.key(0))), ValueError, "takes one key"),
     "no key": (lambda: sm.reseed(ONE, 0.5), TypeError, "integer seed, not 0.5"),
+    "half a key": (
+        lambda: sm.reseed(ONE, np.zeros(3, np.uint32)),
+        TypeError,
+        r"integer seed, not an array of dtype uint32 and shape \(3,\)",
+    ),
     "shared by its kind": (
         lambda: sm.lane(population(), {0: sm.NonBatchState}, 0),
         ValueError,
@@ -367,7 +381,41 @@ def test_what_is_refused(name):
     np.testing.assert_array_equal(ONE["v"], before)
 
 
+LABELS = ONE.labels({...: "fast"})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: sm.lane(LABELS, {0: ...}, 0),
+        lambda: sm.put(LABELS, {0: ...}, 0, ONE),
+        lambda: sm.put(ONE, {0: ...}, [0, 1, 2], LABELS),
+        lambda: sm.where(KEEP, LABELS, ONE, {0: ...}),
+        lambda: sm.where(KEEP, ONE, LABELS, {0: ...}),
+        lambda: sm.concatenate([ONE, LABELS], {0: ...}),
+        lambda: sm.stack([LABELS, LABELS], {0: ...}),
+        lambda: sm.unstack(LABELS, {0: ...}),
+        lambda: sm.broadcast(LABELS, {0: ...}, axis_size=2),
+        lambda: sm.reseed(LABELS, 0),
+        lambda: sm.vmap2(lambda states, x: (x, states))(LABELS, jnp.arange(3.0)),
+    ],
+)
+def test_labels_are_no_population(call):
+    with pytest.raises(TypeError, match="The state `v` of .* holds 'fast' .*`states.labels`"):
+        call()
+
+
+def test_a_mask_may_be_a_list_of_traced_bools_or_empty():
+    new = ONE.set("v", -ONE["v"] - 1)
+    chosen = jax.jit(lambda m: sm.where(m, new, ONE, {0: ...}))([True, False, True])
+    assert chosen["v"].tolist() == [-1.0, 1.0, -3.0]
+    none = sm.lane(ONE, {0: ...}, [])
+    same(sm.where([], none, none, {0: ...}), none)
+
+
 def test_what_is_refused_of_traced_indices():
+    with pytest.raises(TypeError, match="an integer, a slice, integers"):
+        jax.eval_shape(lambda i: sm.lane(ONE, {0: ...}, [i, None]), 0)
     trace = lambda f, *args: jax.eval_shape(f, *args)
     with pytest.raises(TypeError, match="(?s)A traced mask can't choose members.*sm.where"):
         trace(lambda m: sm.lane(ONE, {0: ...}, m), KEEP)
@@ -437,6 +485,21 @@ def test_over_a_mesh(mesh):
     for call in (calls["where"][0], calls["both"][0], calls["put"][0]):
         same(call(old, plain[1]), call(*plain))
         assert spec(call(old, plain[1])) == ("lane", "feature")
+
+
+def test_where_no_numbers_come_out_over_a_mesh(mesh):
+    lay = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
+    v, empty = jnp.arange(16.0).reshape(8, 2), jnp.zeros((8, 0))
+    states = sm.States(v=sm.ShortTermState(lay(v, "lane", "feature")))
+    none = sm.lane(states, {0: ...}, [])
+    assert np.asarray(none["v"]).shape == (0, 2)
+    assert jax.jit(lambda s: sm.lane(s, {0: ...}, []))(states)["v"].shape == (0, 2)
+    same(sm.put(states, {0: ...}, [], none), states)
+    for spec in ((), ("lane",)):
+        states = sm.States(v=sm.ShortTermState(lay(empty, *spec)))
+        for index, shape in ((1, (0,)), ([1, 1, 2], (3, 0)), (slice(2), (2, 0)), ([], (0, 0))):
+            take = lambda states, i=index: sm.lane(states, {0: ...}, i)
+            assert take(states)["v"].shape == jax.jit(take)(states)["v"].shape == shape
 
 
 def test_over_devices():
