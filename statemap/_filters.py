@@ -108,6 +108,9 @@ class InPaths:
     def __call__(self, path: Path, state: State) -> bool:
         return path in self._set
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._set
+
     def __iter__(self) -> Iterator[Path]:
         return iter(self.paths)
 

@@ -133,6 +133,10 @@ def unstack(states: States, axes: StateAxisSpec) -> list[States]:
     **Returns:**
 
     A list of contexts. [`statemap.stack`][] is the way back.
+
+    **Raises:**
+
+    `ValueError` if `axes` gives no state members, or an axis that a state does not have.
     """
     population = Population(states, axes, "states", "unstack")
     n = population.count()

@@ -212,6 +212,10 @@ class Map(eqx.Module, Generic[M]):
         **Returns:**
 
         `(population, states)`: a `Map` that can be called, and its context.
+
+        **Raises:**
+
+        What [`statemap.vmap2_new_states`][] raises.
         """
         options: dict[str, Any] = dict(
             key=key,
@@ -230,8 +234,7 @@ class Map(eqx.Module, Generic[M]):
         by_axis: dict[Axis, list[State]] = {axis: [] for axis in axes}
         for slot, spec, value in zip(states._slots.entries, states._slots.specs, states._values):
             handle = Handle(slot.path, slot.model, Struct(read(spec, value)))
-            axis = next(a for a, paths in axes.items() if slot.path in paths.paths)
-            by_axis[axis].append(with_fields(spec, handle=handle))
+            by_axis[axes._by_path[slot.path]].append(with_fields(spec, handle=handle))
         handles = tuple((axis, tuple(found)) for axis, found in by_axis.items())
         fn = model if callable(model) else jax.tree_util.Partial(_update, model)
         mapping = self._map(fn, axes, self.in_axes, self.out_axes, self.axis_name, None)

@@ -334,8 +334,20 @@ def merge_pairs(mine: Iterable[Pair], others: Iterable[Pair]) -> list[Pair]:
     return list(merged.values())
 
 
-def refuse_others(found: Iterable[tuple[Path, Any]]) -> None:
-    """Refuses what is no State with a value."""
+def find_states(tree: PyTree) -> list[tuple[Path, Any]]:
+    """The leaves of a pytree with their paths, a State being a leaf."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_state)
+    return [(to_path(keys) or ("state",), leaf) for keys, leaf in leaves]
+
+
+def states_in(*trees: PyTree) -> list[tuple[Path, State]]:
+    """The leaves of pytrees with their paths, each a State with a value.
+
+    **Raises:**
+
+    `TypeError` if one is something else.
+    """
+    found = [pair for tree in trees for pair in find_states(tree)]
     for path, leaf in found:
         if isinstance(leaf, Pending):
             raise TypeError(leaf.unbound())
@@ -350,9 +362,4 @@ def refuse_others(found: Iterable[tuple[Path, Any]]) -> None:
                 "Wrong:  sm.States(v=jnp.zeros(3))\n"
                 "Right:  sm.States(v=sm.ShortTermState(jnp.zeros(3)))"
             )
-
-
-def find_states(tree: PyTree) -> list[tuple[Path, Any]]:
-    """The leaves of a pytree with their paths, a State being a leaf."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_state)
-    return [(to_path(keys) or ("state",), leaf) for keys, leaf in leaves]
+    return found

@@ -16,16 +16,7 @@ from ._labels import label_values, Labels
 from ._layers import fill, handles, is_layer, spread, to_handle
 from ._load import LoadReport, match_old, OldStates, read_old
 from ._overlay import moved_of, replaced, Watched, with_moved
-from ._slots import (
-    collect,
-    find_states,
-    in_order,
-    intern_slots,
-    merge_pairs,
-    refuse_others,
-    Slot,
-    Slots,
-)
+from ._slots import collect, in_order, intern_slots, merge_pairs, Slot, Slots, states_in
 from ._state import is_state, State
 from ._values import dotted, fit, own, Path, PyTree
 
@@ -82,9 +73,7 @@ class States(Immutable):
             if tree.name is None:
                 raise TypeError("A State given alone needs a `name=`, which becomes its path.")
             tree = {tree.name: tree}
-        found = find_states(tree) + find_states(named)
-        refuse_others(found)
-        made = assemble(collect(found, None))
+        made = assemble(collect(states_in(tree, named), None))
         object.__setattr__(self, "_slots", made._slots)
         object.__setattr__(self, "_values", made._values)
 
@@ -158,6 +147,10 @@ class States(Immutable):
         **Returns:**
 
         The new context. If one of the values does not fit, none is replaced.
+
+        **Raises:**
+
+        What `set` raises, and `TypeError` if `values` is no mapping.
         """
         if not isinstance(values, Mapping):
             raise TypeError(
