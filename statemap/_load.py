@@ -130,6 +130,9 @@ class OldArrays:
             names = [dotted((*path, *to_path(keys))) for keys, _ in leaves]
             if any(name in self._arrays for name in names):
                 break
+            if (whole := dotted(path)) in self._arrays:  # it was one array, and is several
+                self._owners[whole] = whole
+                return Found(None, _show("", self._arrays[whole]))
         else:
             return None
         for name in names:

@@ -15,6 +15,8 @@ from ._values import fit
 
 def _refusal(how: str, dtype: Any) -> str | None:
     """Why numbers of a dtype are not reduced so, if they are not."""
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return "keys are no numbers: a function may choose one of them"
     if how in ("any", "all") and dtype != jnp.bool_:
         return f"`{how}` is of bools: `min` and `max` are of numbers"
     if how == "mean" and not jnp.issubdtype(dtype, jnp.inexact):
@@ -137,9 +139,12 @@ class Reduction:
         - `dtype`: of the array.
         """
         self.how, self.old, self.lanes, self.dtype = how, old, lanes, dtype
-        # Sums of few bits lose what they gain, chunk by chunk.
-        is_short = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-        self._dtype = jnp.dtype("float32") if is_short else dtype
+        # Sums of few bits lose what they gain, chunk by chunk; of int4 JAX (0.10, 0.12) has none.
+        self._dtype = dtype
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+            self._dtype = jnp.dtype("float32")
+        elif jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8:
+            self._dtype = jnp.dtype("int32")
 
     def empty(self, shape: tuple[int, ...]) -> jax.Array:
         """What no lanes amount to."""
@@ -162,7 +167,12 @@ class Reduction:
             lanes = jnp.where(mask, lanes, neutral)
         if lanes.shape[0] == 0:
             return self.empty(lanes.shape[1:])
-        return _OVER[self.how](lanes, axis=0).astype(self._dtype)
+        whole = _OVER[self.how](lanes, axis=0).astype(self._dtype)
+        if self.how in ("min", "max") and jnp.issubdtype(self._dtype, jnp.inexact):
+            # XLA (jax 0.10, 0.12) has NaN of one device lost where devices take a minimum.
+            is_nan = jnp.isnan(lanes).any(axis=0)
+            whole = jnp.where(is_nan, jnp.asarray(jnp.nan, self._dtype), whole)
+        return whole
 
     def join(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """What the lanes of two parts amount to."""

@@ -209,6 +209,17 @@ def test_pytrees_that_do_not_fit():
             new.load(wrong)
 
 
+def test_a_value_that_was_one_array_and_is_several_has_changed():
+    one, several = sm.ParamState(jnp.ones(2)), sm.ParamState({"a": jnp.zeros(2)})
+    states = sm.States(w=several)
+    for old in (sm.States(w=one), {"w": jnp.ones(2)}):
+        new, report = states.load(old, strict=False)
+        assert [(row.path, row.what) for row in report] == [("w", "changed")]
+        assert new["w"]["a"] is states["w"]["a"]
+    new, report = states.load({"w": jnp.ones(2), "w.a": jnp.ones(2)}, strict=False)
+    assert report.loaded == report.dropped == ("w",) and new["w"]["a"].tolist() == [1.0, 1.0]
+
+
 def test_two_states_that_claim_an_array():
     new = sm.States(a=sm.State({"w": jnp.zeros(2)}))
     new = new.merge(sm.States({"a": {"w": sm.State(jnp.zeros(2))}}))

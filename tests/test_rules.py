@@ -207,6 +207,33 @@ def test_equal_to_a_loop_over_lanes(program, way):
             )
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("how", ["min", "max"])
+def test_nan_is_the_least_and_the_most(how, dtype, way):
+    mapping, options = WAYS[way]
+    f = lambda states, x: (x, states.set("v", x))
+    mapped = mapping(f, state_out_axes={sm.Reduce(how): ...}, **options)
+    xs = jnp.arange(16.0, dtype=dtype).reshape(8, 2).at[5, 0].set(jnp.nan)
+    _, new = mapped(sm.States(v=sm.ShortTermState(xs[0])), xs)
+    np.testing.assert_array_equal(
+        new["v"].astype("float32"), [np.nan, {"min": 1.0, "max": 15.0}[how]]
+    )
+
+
+@pytest.mark.parametrize("how, expected", [("sum", 3), ("changes", None), ("min", 0), ("max", 2)])
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "float8_e4m3fn"])
+def test_numbers_of_few_bits(dtype, how, expected):
+    states = sm.States(v=sm.ShortTermState(jnp.array(1.5 if "f" in dtype else 1, dtype)))
+    for options in ({}, {"chunk_size": 2}):
+        f = lambda s, x: (x, s.set("v", x.astype(dtype)))
+        mapped = sm.vmap2(f, state_out_axes={sm.Reduce(how): ...}, **options)
+        _, new = mapped(states, jnp.arange(3))
+        old = float(states["v"])
+        wanted = 3 - 2 * old if how == "changes" else expected
+        assert float(new["v"].astype("float32")) == wanted and new["v"].dtype == dtype
+
+
 def test_a_function_sees_all_lanes_and_the_old_value(runs):
     def best(stacked, old):
         return jnp.maximum(stacked.max(axis=0), old)
@@ -508,6 +535,7 @@ def only(name):
         ("sum", "b", {}, "`b` is listed under .*sum.*: `sum` is of numbers"),
         ("min", "c", {}, "`c` is listed under .*min.*: complex numbers have no order"),
         ("max", "c", {}, "`c` is listed under .*max.*: complex numbers have no order"),
+        ("sum", "k", {}, "`k` is listed under .*sum.*: keys are no numbers"),
         ("mean", "rng", {}, "RandomState `rng` is listed under .*: keys have no mean"),
         ("changes", "m", {}, "`m` is listed under .*changes.*: it comes in on axis 0"),
         (max, "v", {"chunk_size": 2}, "`v` is listed under Reduce.max.*: a function sees all"),
@@ -519,13 +547,14 @@ def test_refused_by_name(how, name, options, message):
         v=sm.ShortTermState(0.0),
         b=sm.ShortTermState(False),
         c=sm.ShortTermState(1j),
+        k=sm.ShortTermState(jr.key(0)),
         m=sm.LongTermState(jnp.zeros(3)),
         rng=sm.RandomState(0),
     )
 
     def f(states, x):
         new = {"i": states["i"] + 1, "v": x, "b": x > 1, "m": x, "c": jax.lax.complex(x, x)}
-        states = states.update(new)
+        states = states.update({**new, "k": jr.fold_in(states["k"], states["i"])})
         return sm.random.normal(states, "rng")
 
     rules = {sm.Reduce(how): only(name), 0: sm.OfType(sm.LongTermState), sm.Restore: ...}
