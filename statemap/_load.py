@@ -132,7 +132,7 @@ class OldArrays:
                 break
             if (whole := dotted(path)) in self._arrays:  # it was one array, and is several
                 self._owners[whole] = whole
-                return Found(None, _show("", self._arrays[whole]))
+                return Found(None, _show(self._arrays[whole]))
         else:
             return None
         for name in names:
