@@ -20,7 +20,7 @@ from ._filters import (
     wanted,
     WithTag,
 )
-from ._rules import Reduce, Restore, Rule
+from ._rules import HOWS, Reduce, Restore, Rule
 from ._slots import Slots
 from ._state import NonBatchState
 from ._values import dotted
@@ -72,11 +72,16 @@ class StateAxes:
                     )
             elif axis is not None:
                 if isinstance(axis, (bool, np.bool_)) or not hasattr(axis, "__index__"):
+                    wrong, right = "sm.ParamState: 0", "0: sm.ParamState"
+                    if rules and axis is Reduce:
+                        wrong, right = "sm.Reduce: ...", 'sm.Reduce("mean"): ...'
+                    elif rules and isinstance(axis, str) and axis in HOWS:
+                        wrong, right = f'"{axis}": ...', f'sm.Reduce("{axis}"): ...'
                     raise TypeError(
                         f"`{parameter}` goes from axes to filters, and {axis!r} is no axis (an "
                         f"int or None{', or `sm.Reduce(...)` or `sm.Restore`' * rules}).\n"
-                        "Wrong:  {sm.ParamState: 0}\n"
-                        "Right:  {0: sm.ParamState}"
+                        f"Wrong:  {{{wrong}}}\n"
+                        f"Right:  {{{right}}}"
                     )
                 axis = operator.index(axis)
             entries.append(Listed(axis, to_predicate(filter), rule))
