@@ -393,7 +393,7 @@ def model_of(annotation, default):
         (Array, (1.0,), r"`M.v` is a field of `sm.field`, and its annotation `.*` names no kind"),
         (sm.ParamState[Float[Array, "2"]], (jnp.zeros(3),), r"`M.v` is annotated `ParamState\["),
         (sm.ParamState, (lambda: sm.RandomState(0),), "annotated `ParamState`.*a RandomState"),
-        (sm.ParamState, (lambda: "no array",), "holds 'no array'"),
+        (sm.ParamState, (lambda: "no array",), "'no array' holds no array"),
         (sm.ParamState, (lambda: None,), "None holds no array"),
         (sm.ParamState | sm.RandomState, (1.0,), "names no kind"),
         (Any, (1.0,), "names no kind"),
@@ -486,3 +486,45 @@ def test_what_an_instance_may_not_be_given():
         LIF(3, 4, v=jnp.zeros(4))
     with pytest.raises(TypeError, match="takes 3 positional arguments"):
         LIF(3, 4, jr.key(0))
+
+
+@pytest.mark.parametrize(
+    "value, holds",
+    [
+        (jnp.ones(3), r"f32\[3\]"),
+        (1.0, r"1\.0"),
+        (sm.ParamState, "ParamState"),
+        (sm.LongTermState(1.0), r"LongTermState\(f32\[\]\)"),
+    ],
+)
+def test_an_annotation_without_brackets_is_checked(value, holds):
+    class Model(eqx.Module):
+        b: sm.ParamState
+
+        def __init__(self):
+            self.b = value
+
+    class Outer(eqx.Module):
+        inner: list[Model]
+
+    for make in (Model, lambda: Outer([Model()])):
+        with pytest.raises(TypeError, match=rf"`Model.b` is annotated `ParamState` and.*{holds}"):
+            sm.make_with_states(make)()
+
+
+def test_what_is_no_state_is_told_how_to_become_one():
+    class Model(eqx.Module):
+        b: sm.ParamState = 1.0  # pyright: ignore
+
+    with pytest.raises(TypeError, match=r"Right:  self.b = sm.ParamState\(1.0\)\n.*sm.field"):
+        sm.make_with_states(Model)()
+
+
+def test_an_annotation_without_brackets_takes_what_is_below_its_kind():
+    class Model(eqx.Module):
+        b: sm.ShortTermState
+        c: sm.ParamState | None
+        d: list[sm.ParamState]
+
+    hidden = lambda: Model(sm.HiddenState(0.0), None, [sm.ParamState(1.0)])
+    assert len(sm.make_with_states(hidden)()[1]) == 2
