@@ -12,7 +12,7 @@ import numpy as np
 from ._annotations import field_hint, show_hint
 from ._pending import holds_states, kind_of, parameters, Pending
 from ._slots import to_path
-from ._state import as_key, is_state, RandomState
+from ._state import is_state, one_key, RandomState
 from ._values import dotted, Path
 
 
@@ -126,7 +126,7 @@ class Keys:
 
     def derive(self, path: Path) -> jax.Array:
         self.is_used = True
-        key = as_key(self.key)
+        key = one_key(self.key)
         digest = hashlib.blake2b(dotted(path).encode(), digest_size=8).digest()
         for word in np.frombuffer(digest, "<u4"):  # twice 32 bits: no two paths are alike
             key = jax.random.fold_in(key, word)
@@ -194,9 +194,9 @@ class _Filling:
         kind = kind_of(cls, field)
         if pending.default is _MISSING:
             if kind is None or not issubclass(kind, RandomState):
+                named = _annotated(cls, field) if kind is None else f"this is a `{kind.__name__}`"
                 raise TypeError(
-                    f"{where} has no value: only a `RandomState` may go without, and "
-                    f"{_annotated(cls, field)}.\n"
+                    f"{where} has no value: only a `RandomState` may go without, and {named}.\n"
                     f"Wrong:  {field}: sm.ShortTermState = sm.field()\n"
                     f"Right:  {field}: sm.ShortTermState = sm.field(lambda self: jnp.zeros(self.n))"
                 )

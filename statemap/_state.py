@@ -352,6 +352,25 @@ def as_key(key: Any) -> jax.Array:
     )
 
 
+def one_key(key: Any) -> jax.Array:
+    """A key that others are derived from.
+
+    **Raises:**
+
+    `ValueError` if it is an array of keys.
+    """
+    key = as_key(key)
+    if key.shape:
+        raise ValueError(
+            f"`key` is one key, and was given an array of keys of shape {key.shape}. A population "
+            "splits it, one for each member:\n"
+            "Wrong:  sm.vmap2_new_states(LIF, key=jr.split(key, 10), axis_size=10)\n"
+            "Right:  sm.vmap2_new_states(LIF, key=key, axis_size=10)\n"
+            'To choose each member\'s: `dict(key=keys)` with `in_axes={"key": 0}`.'
+        )
+    return key
+
+
 def read(state: State, data: PyTree) -> Any:
     """The value that a user sees, from what is stored of a State."""
     value = data if state.rest is None else state.rest.fill(data)

@@ -389,7 +389,8 @@ def model_of(annotation, default):
 @pytest.mark.parametrize(
     "annotation, default, message",
     [
-        (sm.ShortTermState, (), "`M.v` has no value: only a `RandomState` may go without"),
+        (sm.ShortTermState, (), r"`M.v` has no value: only .*, and this is a `ShortTermState`\.\n"),
+        (Array, (), "`M.v` has no value: only a .* without, and its annotation .* names no kind"),
         (Array, (1.0,), r"`M.v` is a field of `sm.field`, and its annotation `.*` names no kind"),
         (sm.ParamState[Float[Array, "2"]], (jnp.zeros(3),), r"`M.v` is annotated `ParamState\["),
         (sm.ParamState, (lambda: sm.RandomState(0),), "annotated `ParamState`.*a RandomState"),
