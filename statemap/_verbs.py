@@ -240,8 +240,8 @@ def reseed(states: States, key: Any, axes: StateAxisSpec = None) -> States:
 
     `TypeError` if `key` is no key, `ValueError` if it is several.
     """
-    key = check_key(key, "reseed")
     population = Population(states, axes, "states", "reseed")
+    key = check_key(key, "reseed")
 
     def renew(i: int, axis: Axis, x: Any) -> Any:
         if not population.is_random(i) or isinstance(x, jax.ShapeDtypeStruct):
