@@ -230,7 +230,7 @@ class Map(eqx.Module, Generic[M]):
         by_axis: dict[Axis, list[State]] = {axis: [] for axis in axes}
         for slot, spec, value in zip(states._slots.entries, states._slots.specs, states._values):
             handle = Handle(slot.path, slot.model, Struct(read(spec, value)))
-            axis = next(a for a, paths in axes.items() if slot.path in paths.paths)
+            axis = next(a for a in axes if slot.path in axes[a].paths)
             by_axis[axis].append(with_fields(spec, handle=handle))
         handles = tuple((axis, tuple(found)) for axis, found in by_axis.items())
         fn = model if callable(model) else jax.tree_util.Partial(_update, model)
