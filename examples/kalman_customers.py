@@ -387,7 +387,7 @@ def main(population, out: str) -> None:
 
     rows, (reports, surprise) = population.rows(states), population.totals(states)
     print(f"{world.sizes[0]:,} customers at first, {world.sizes[-1]:,} in the end.")
-    print(f"Places for {', '.join(sorted({f'{day.places:,}' for day in log}, key=len))}.")
+    print(f"Places for {', '.join(f'{n:,}' for n in sorted({day.places for day in log}))}.")
     print(f"{reports:,} reports, of a mean squared surprise of {surprise / reports:.3f}.")
     plot(options.out, world, log, told)
     check_halves(population, states, again)

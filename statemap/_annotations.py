@@ -81,8 +81,12 @@ def resolved(hint: Any, names: dict[str, Any], more: Mapping[str, Any] | None = 
         return hint
 
 
-def check_fields(model: PyTree) -> None:
+def check_fields(model: PyTree, base: type) -> None:
     """Checks the States in a model against the annotations of their fields.
+
+    **Arguments:**
+
+    - `base`: the class of all kinds, `State`.
 
     The import hook of jaxtyping checks the arguments of functions, which the fields of a module
     with an `__init__` of its own are not. Names of axes are one within a module.
@@ -92,14 +96,15 @@ def check_fields(model: PyTree) -> None:
     `TypeError` that names the class, the field, what was expected and what came.
     """
     for module in _modules(model):
-        _check_module(module)
+        _check_module(module, base)
 
 
 @jaxtyped(typechecker=None)  # what `isinstance` learns of the axes' sizes lasts for this call
-def _check_module(module: eqx.Module) -> None:
+def _check_module(module: eqx.Module, base: type) -> None:
     cls = type(module)
     hints = {f.name: field_hint(cls, f.name) for f in dataclasses.fields(module)}
-    fields = {n: getattr(module, n, None) for n, hint in hints.items() if is_checked(hint)}
+    hints = {n: h for n, h in hints.items() if is_checked(h) or _is_kind(h, base)}
+    fields = {n: getattr(module, n, None) for n in hints}
     for name, value in fields.items():
         if not isinstance(value, hints[name]):
             others = ", ".join(
@@ -111,7 +116,24 @@ def _check_module(module: eqx.Module) -> None:
                 f"`{cls.__name__}.{name}` is annotated `{show_hint(hints[name])}` and holds "
                 f"{eqx.tree_pformat(value, struct_as_array=True)}."
                 + (f" (Besides it: {others}.)" if others else "")
+                + ("" if isinstance(value, base) else _advice(name, value, hints[name]))
             )
+
+
+def _is_kind(hint: Any, base: type) -> bool:
+    return isinstance(hint, type) and issubclass(hint, base)
+
+
+def _advice(field: str, value: Any, hint: Any) -> str:
+    """How a value becomes a state."""
+    kind = show_hint(getattr(hint, "kind", hint))
+    is_number = isinstance(value, (bool, int, float, complex))
+    shown = repr(value) if is_number else "value"
+    return (
+        f"\nWrong:  self.{field} = {shown}\n"
+        f"Right:  self.{field} = sm.{kind}({shown})\n"
+        f"Or in the class, without an `__init__`: {field}: sm.{kind} = sm.field({shown})"
+    )
 
 
 def _modules(tree: PyTree) -> Iterator[eqx.Module]:

@@ -8,8 +8,9 @@ import equinox as eqx
 import jax
 
 from ._annotations import field_hint, show_hint
+from ._keys import one_key
 from ._pending import holds_states, kind_of, parameters, Pending
-from ._state import as_key, is_state, RandomState
+from ._state import is_state, RandomState
 from ._streams import key_at
 from ._values import dotted, Path, to_path
 
@@ -124,7 +125,7 @@ class Keys:
 
     def derive(self, path: Path) -> jax.Array:
         self.is_used = True
-        return key_at(as_key(self.key), path)
+        return key_at(one_key(self.key), path)
 
     def refuse_unused(self) -> None:
         if not self.is_used:
@@ -188,9 +189,9 @@ class _Filling:
         kind = kind_of(cls, field)
         if pending.default is _MISSING:
             if kind is None or not issubclass(kind, RandomState):
+                named = _annotated(cls, field) if kind is None else f"this is a `{kind.__name__}`"
                 raise TypeError(
-                    f"{where} has no value: only a `RandomState` may go without, and "
-                    f"{_annotated(cls, field)}.\n"
+                    f"{where} has no value: only a `RandomState` may go without, and {named}.\n"
                     f"Wrong:  {field}: sm.ShortTermState = sm.field()\n"
                     f"Right:  {field}: sm.ShortTermState = sm.field(lambda self: jnp.zeros(self.n))"
                 )

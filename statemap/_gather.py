@@ -53,10 +53,10 @@ def concatenate(
     `ValueError` if there is no population, or they hold other states, other shapes, or different
     values of a shared state.
     """
+    populations = _several(populations, "populations", "concatenate")
     if shared not in (None, "first", "last"):
         raise ValueError(f'`shared` is "first", "last" or None, not {shared!r}.')
     pick = {None: None, "first": 0, "last": -1}[shared]
-    populations = _several(populations, "populations", "concatenate")
     if not populations:
         raise ValueError("`sm.concatenate` takes at least one population.")
     labels = [f"populations[{k}]" for k in range(len(populations))]

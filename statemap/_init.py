@@ -12,12 +12,13 @@ from ._axes import argument_size, lane_count, move_axis, normalise
 from ._devices import Devices
 from ._errors import BatchAxisError
 from ._jax import lanes_sharding, lay_lanes, with_lanes, without_axis
+from ._keys import one_key
 from ._lane import Lane
 from ._make import bind, call, is_made
 from ._members import MemberAxes
 from ._options import check_axis_size
 from ._slots import intern_slots, Slots
-from ._state import as_key, is_state, RandomState, with_fields
+from ._state import is_state, RandomState, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
 from ._streams import split_lanes
@@ -117,9 +118,9 @@ def vmap2_new_states(
 
     **Raises:**
 
-    `ValueError` if the number of lanes can't be told, filters give a state two axes or name a
-    `NonBatchState`, or an array of the model that is no state differs between lanes;
-    [`statemap.BatchAxisError`][] if a state that all lanes share does.
+    `ValueError` if the number of lanes can't be told, `key` is several or is in `init_kwargs`, too,
+    filters give a state two axes or name a `NonBatchState`, or an array of the model that is no
+    state differs between lanes; [`statemap.BatchAxisError`][] if a state that all lanes share does.
     """
     return new_states(
         make,
@@ -162,6 +163,13 @@ def new_states(
         )
     axis_size = check_axis_size(axis_size)
     kwargs = dict(init_kwargs or {})
+    if key is not None:
+        key = one_key(key)
+        if "key" in kwargs:
+            raise ValueError(
+                "`key` is given twice, by itself and in `init_kwargs`. By itself it is split, one "
+                'for each lane; in `init_kwargs`, with `in_axes={"key": 0}`, it holds one for each.'
+            )
     mapped, axes, sizes = _mapped(kwargs, in_axes)
     if axis_size is None and not sizes and devices is not None:
         axis_size = devices.count
@@ -175,7 +183,6 @@ def new_states(
         devices.check(lanes)
     impl = None
     if key is not None:
-        key = as_key(key)
         impl = str(jax.random.key_impl(key))
         mapped["key"] = jax.random.key_data(jax.random.split(key, lanes))
         axes["key"] = 0

@@ -7,6 +7,7 @@ import jax
 
 from ._filters import Filter, Predicate, to_predicate
 from ._slots import Slots
+from ._state_axes import warn_idle
 
 
 Labels = Mapping[Filter, Any] | Iterable[tuple[Filter, Any]]
@@ -65,6 +66,10 @@ def label_values(
             f"No filter matches {', '.join(lost)}, which would have no label. Let the last "
             "filter be `...` to take the rest, or give `default=`."
         )
+    states = slots.states(values)
+    for k, predicate in enumerate(predicates if states else []):
+        if k not in found and not any(slots.matching(predicate, states)):
+            warn_idle(predicate, slots, "in `labels`")
     own = [default if k is None else given[k] for k in found]
     label = lambda value, own: jax.tree.map(lambda _: own, value)
     return tuple(map(label, values, own))

@@ -147,7 +147,7 @@ def bind(model: M, keys: Keys | None = None) -> tuple[M, States]:
     if keys is not None:
         model = fill(model, keys)
         keys.refuse_unused()
-    check_fields(model)
+    check_fields(model, State)
     every = [(p, s) for p, s in find_states(model) if is_state(s)]
     _refuse_twins(every)
     found = [(p, s) for p, s in every if not s.is_handle]

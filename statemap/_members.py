@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping
 
 from ._filters import InPaths
+from ._rules import Rule
 from ._state_axes import Axis
 from ._states import make_states, States
 from ._values import dotted, Path
 
 
-class MemberAxes(Mapping[Axis, InPaths]):
+# Its keys are axes; as a mapping it goes into a dictionary beside rules, too.
+class MemberAxes(Mapping[Axis | Rule, InPaths]):
     """Which states of a population hold a value for each member, and on which axis: what
     [`statemap.vmap2_new_states`][] returns last.
 
@@ -42,8 +44,8 @@ class MemberAxes(Mapping[Axis, InPaths]):
             axis: InPaths(tuple(p for p, a in self._by_path.items() if a == axis)) for axis in order
         }
 
-    def __getitem__(self, axis: Axis) -> InPaths:
-        return self._by_axis[axis]
+    def __getitem__(self, axis: Axis | Rule) -> InPaths:
+        return self._by_axis[axis]  # pyright: ignore
 
     def __iter__(self) -> Iterator[Axis]:
         return iter(self._by_axis)

@@ -14,7 +14,7 @@ from ._axes import normalise
 from ._exact import exact
 from ._overlay import moved_of, with_moved
 from ._slots import Slot
-from ._state import RandomState
+from ._state import is_state, RandomState
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
 from ._values import dotted, refuse_labels
@@ -130,15 +130,33 @@ class Met:
         self.states, self.label, self.leaves, self.count = states, label, leaves, count
 
 
+_CALLS = {
+    "lane": "lane(states, axes, index)",
+    "put": "put(states, axes, index, part)",
+    "where": "where(mask, new, old, axes)",
+    "reseed": "reseed(states, key, axes)",
+    "stack": "stack([a, b], axes)",
+    "unstack": "unstack(states, axes)",
+    "concatenate": "concatenate([a, b], axes)",
+    "broadcast": "broadcast(states, axes, axis_size=n)",
+}
+
+
 def check_states(states: Any, label: str, verb: str) -> None:
-    if not isinstance(states, States):
-        raise TypeError(
-            f"`sm.{verb}` takes contexts, and `{label}` is of type `{type(states).__name__}`. A "
-            "container of States becomes one:\n"
+    if isinstance(states, States):
+        refuse_labels(states._slots, states._values, f"`{label}`")
+        return
+    if any(map(is_state, jax.tree.leaves(states, is_leaf=is_state))):
+        advice = (
+            "A container of States becomes one:\n"
             f"Wrong:  {label} = {{'v': sm.ShortTermState(x)}}\n"
             f"Right:  {label} = sm.States({{'v': sm.ShortTermState(x)}})"
         )
-    refuse_labels(states._slots, states._values, f"`{label}`")
+    else:
+        advice = f"It is called so: `sm.{_CALLS[verb]}`."
+    raise TypeError(
+        f"`sm.{verb}` takes contexts, and `{label}` is of type `{type(states).__name__}`. {advice}"
+    )
 
 
 def axes_of(states: States, axes: StateAxisSpec) -> list[Axis]:

@@ -55,14 +55,16 @@ class Combination:
         def run(flat: list[Any]) -> list[Any]:
             values = flat[: len(stacked)], flat[len(stacked) :]
             given = [read(spec, jax.tree.unflatten(treedef, leaves)) for leaves in values]
-            expected = jax.tree.unflatten(treedef, lane)
+            expected = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in lane]
             try:
-                new = fit(expected, write(spec, how(*given), path), path)
+                new = write(spec, how(*given), path)
+                new = fit(jax.tree.unflatten(treedef, expected), new, path)
             except Exception as error:
                 error.add_note(
-                    f"(From {rule!r} in `state_out_axes`, for the state `{path}`. It is given "
-                    "the lanes' values with the lanes on axis 0, and the old value, and returns "
-                    "one value.)"
+                    f"(Of {rule!r} in `state_out_axes`, for the state `{path}`. The function is "
+                    "called with `(stacked, old)`, the lanes' values with the lanes on axis 0 and "
+                    "the value that came in, and returns one value, such as "
+                    "`sm.Reduce(lambda stacked, old: stacked.mean(0))`.)"
                 )
                 raise
             return jax.tree.leaves(new)

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
+from ._axes import argument_labels
 from ._container import read_context
 from ._run import pair
 from ._states import make_states, States
-from ._values import dotted, fit
+from ._values import describe, dotted, fit
 
 
 P = ParamSpec("P")
@@ -61,8 +63,8 @@ def scan(
     **Raises:**
 
     When it is called: `TypeError` if `step` does not return `(out, states)`, `ValueError` if it
-    returns other states than it was given, or a state in another shape or dtype, or if nothing
-    tells how many steps there are.
+    returns other states than it was given, or a state in another shape or dtype, if nothing tells
+    how many steps there are, or if an argument has no axis of time, or one of another length.
     """
 
     def body(states: PyTree, xs: tuple[Any, ...]) -> tuple[PyTree, Any]:
@@ -71,16 +73,35 @@ def scan(
 
     @functools.wraps(step, updated=())
     def steps(states: Any, /, *xs: Any) -> Any:
-        if length is None and not jax.tree.leaves(xs):
-            raise ValueError(
-                "Nothing tells how many steps there are: no argument has an axis of time.\n"
-                "Wrong:  sm.scan(step)(states)\n"
-                "Right:  sm.scan(step, length=100)(states)"
-            )
+        _check_time(step, xs, length)
         states, outs = jax.lax.scan(body, states, xs, length, reverse, unroll)
         return outs, states
 
     return steps  # pyright: ignore
+
+
+def _check_time(step: Callable, xs: tuple[Any, ...], length: int | None) -> None:
+    """Refuses arguments that do not have a value for each step."""
+    sizes = [] if length is None else [("`length`", length)]
+    for label, leaf in zip(argument_labels(step, xs, {}), jax.tree.leaves(xs)):
+        shape = np.shape(leaf)
+        if not shape:
+            raise ValueError(
+                f"{label[0].upper()}{label[1:]} has no axis of time: it is {describe(leaf)}. What "
+                "is alike in every step, let the step close over it.\n"
+                "Wrong:  sm.scan(step)(states, xs, rate)\n"
+                "Right:  sm.scan(lambda states, x: step(states, x, rate))(states, xs)"
+            )
+        sizes.append((label, shape[0]))
+    if not sizes:
+        raise ValueError(
+            "Nothing tells how many steps there are: no argument has an axis of time.\n"
+            "Wrong:  sm.scan(step)(states)\n"
+            "Right:  sm.scan(step, length=100)(states)"
+        )
+    if len({size for _, size in sizes}) > 1:
+        listed = "\n".join(f"  {size:>6}  {label}" for label, size in sizes)
+        raise ValueError(f"The number of steps differs:\n{listed}")
 
 
 def _alike(before: PyTree, after: PyTree) -> PyTree:

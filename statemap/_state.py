@@ -5,14 +5,14 @@ from typing import Any, ClassVar, Generic, NamedTuple, overload, TYPE_CHECKING
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
 from jax.typing import ArrayLike
 
 from ._annotations import checked
+from ._keys import as_key
 from ._rest import Rest, split
-from ._values import describe, dotted, fit, own, Path, PyTree, refuse_recursive, Struct, through
+from ._values import dotted, fit, own, Path, PyTree, refuse_recursive, Struct, through
 
 
 if TYPE_CHECKING:
@@ -333,26 +333,6 @@ class RandomState(State[jax.Array]):
 
     def decode(self, data: Any) -> Any:
         return jax.random.wrap_key_data(data, impl=self.impl)
-
-
-def as_key(key: Any) -> jax.Array:
-    """A new-style key from a new-style key, a legacy key or an integer seed."""
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return jax.random.key(int(key))
-    if isinstance(key, (jax.Array, np.ndarray)):
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            return jnp.asarray(key)
-        if key.dtype == np.uint32 and key.ndim >= 1:
-            try:
-                return jax.random.wrap_key_data(jnp.asarray(key))
-            except TypeError:  # of another size than keys have
-                pass
-        if jnp.issubdtype(key.dtype, jnp.integer) and key.ndim == 0:
-            return jax.random.key(key)  # a seed, perhaps traced
-    raise TypeError(
-        "A RandomState takes a key (`jax.random.key(0)`), a legacy key "
-        f"(`jax.random.PRNGKey(0)`) or an integer seed, not {describe(key)}."
-    )
 
 
 def read(state: State, data: PyTree) -> Any:

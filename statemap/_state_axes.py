@@ -20,7 +20,7 @@ from ._filters import (
     wanted,
     WithTag,
 )
-from ._rules import Reduce, Restore, Rule
+from ._rules import HOWS, Reduce, Restore, Rule
 from ._slots import Slots
 from ._state import NonBatchState
 from ._values import dotted
@@ -72,11 +72,16 @@ class StateAxes:
                     )
             elif axis is not None:
                 if isinstance(axis, (bool, np.bool_)) or not hasattr(axis, "__index__"):
+                    wrong, right = "sm.ParamState: 0", "0: sm.ParamState"
+                    if rules and axis is Reduce:
+                        wrong, right = "sm.Reduce: ...", 'sm.Reduce("mean"): ...'
+                    elif rules and isinstance(axis, str) and axis in HOWS:
+                        wrong, right = f'"{axis}": ...', f'sm.Reduce("{axis}"): ...'
                     raise TypeError(
                         f"`{parameter}` goes from axes to filters, and {axis!r} is no axis (an "
                         f"int or None{', or `sm.Reduce(...)` or `sm.Restore`' * rules}).\n"
-                        "Wrong:  {sm.ParamState: 0}\n"
-                        "Right:  {0: sm.ParamState}"
+                        f"Wrong:  {{{wrong}}}\n"
+                        f"Right:  {{{right}}}"
                     )
                 axis = operator.index(axis)
             entries.append(Listed(axis, to_predicate(filter), rule))
@@ -136,25 +141,10 @@ class StateAxes:
         """Warns of the filters that match no state of a context, where it holds any."""
         if not slots.entries:
             return
-        states = slots.states(values)
         for entry, matches in zip(self.entries, self._matches(slots, values)):
-            if any(matches) or not is_definite(entry.predicate):
-                continue
-            known = {
-                *(k for slot in slots.entries for k in slot.path if isinstance(k, str)),
-                *(state.tag for state in states if state.tag is not None),
-                *(slot.kind.__name__ for slot in slots.entries),
-            }
-            name = wanted(entry.predicate)
-            close = near(name, sorted(known), holds="There are")
-            if isinstance(entry.predicate, WithTag) and name in known:
-                close = f" A string is a tag; for what is at the path: `sm.PathContains({name!r})`."
-            warnings.warn(
-                f"The filter `{show_filter(entry.predicate)}`, listed under "
-                f"{entry.rule or entry.axis} in `{self.parameter}`, matches no state of the "
-                f"context.{close}",
-                stacklevel=2,
-            )
+            if not any(matches):
+                where = f"under {entry.rule or entry.axis} in `{self.parameter}`"
+                warn_idle(entry.predicate, slots, where)
 
     def _matches(self, slots: Slots, values: Sequence[Any]) -> list[list[bool]]:
         states = slots.states(values) if self.entries else []
@@ -172,3 +162,28 @@ class StateAxes:
                 "value. Leave it out, or make it a state of another kind."
             )
         return False
+
+
+def warn_idle(predicate: Predicate, slots: Slots, where: str) -> None:
+    """Warns of a filter that matches no state of a context, if it names one.
+
+    **Arguments:**
+
+    - `where`: where it is listed.
+    """
+    if not is_definite(predicate):
+        return
+    known = {
+        *(k for slot in slots.entries for k in slot.path if isinstance(k, str)),
+        *(spec.tag for spec in slots.specs if spec.tag is not None),
+        *(slot.kind.__name__ for slot in slots.entries),
+    }
+    name = wanted(predicate)
+    close = near(name, sorted(known), holds="There are")
+    if isinstance(predicate, WithTag) and name in known:
+        close = f" A string is a tag; for what is at the path: `sm.PathContains({name!r})`."
+    warnings.warn(
+        f"The filter `{show_filter(predicate)}`, listed {where}, matches no state of the "
+        f"context.{close}",
+        stacklevel=2,
+    )

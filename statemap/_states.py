@@ -258,7 +258,8 @@ class States(Immutable):
 
         **Raises:**
 
-        `ValueError` if a state matches none of the filters and there is no `default`.
+        `ValueError` if a state matches none of the filters and there is no `default`. A filter that
+        names a tag, a path or a handle and matches no state is a warning.
         """
         values = label_values(self._slots, self._values, labels, default)
         return make_states(self._slots, values)

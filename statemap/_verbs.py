@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from ._indices import check_mask, choose, last_copies
 from ._jax import gather_lanes, lay_as, take_lanes
+from ._keys import as_key
 from ._population import applied, Population, settle
-from ._state import as_key
 from ._state_axes import Axis, StateAxisSpec
 from ._states import States
 from ._streams import copied_streams, new_streams
@@ -241,8 +241,8 @@ def reseed(states: States, key: Any, axes: StateAxisSpec = None) -> States:
 
     `TypeError` if `key` is no key, `ValueError` if it is several.
     """
-    key = check_key(key, "reseed")
     population = Population(states, axes, "states", "reseed")
+    key = check_key(key, "reseed")
 
     def renew(i: int, axis: Axis, x: Any) -> Any:
         if not population.is_random(i) or isinstance(x, jax.ShapeDtypeStruct):

@@ -389,7 +389,8 @@ def model_of(annotation, default):
 @pytest.mark.parametrize(
     "annotation, default, message",
     [
-        (sm.ShortTermState, (), "`M.v` has no value: only a `RandomState` may go without"),
+        (sm.ShortTermState, (), r"`M.v` has no value: only .*, and this is a `ShortTermState`\.\n"),
+        (Array, (), "`M.v` has no value: only a .* without, and its annotation .* names no kind"),
         (Array, (1.0,), r"`M.v` is a field of `sm.field`, and its annotation `.*` names no kind"),
         (sm.ParamState[Float[Array, "2"]], (jnp.zeros(3),), r"`M.v` is annotated `ParamState\["),
         (sm.ParamState, (lambda: sm.RandomState(0),), "annotated `ParamState`.*a RandomState"),
@@ -502,3 +503,45 @@ def test_reseed_gives_the_streams_that_a_key_makes():
     _, made, axes = sm.vmap2_new_states(make, key=jr.key(0), axis_size=5)
     _, other, _ = sm.vmap2_new_states(make, key=jr.key(1), axis_size=5)
     assert sm.reseed(other, jr.key(0), axes) == made != other
+
+
+@pytest.mark.parametrize(
+    "value, holds",
+    [
+        (jnp.ones(3), r"f32\[3\]"),
+        (1.0, r"1\.0"),
+        (sm.ParamState, "ParamState"),
+        (sm.LongTermState(1.0), r"LongTermState\(f32\[\]\)"),
+    ],
+)
+def test_an_annotation_without_brackets_is_checked(value, holds):
+    class Model(eqx.Module):
+        b: sm.ParamState
+
+        def __init__(self):
+            self.b = value
+
+    class Outer(eqx.Module):
+        inner: list[Model]
+
+    for make in (Model, lambda: Outer([Model()])):
+        with pytest.raises(TypeError, match=rf"`Model.b` is annotated `ParamState` and.*{holds}"):
+            sm.make_with_states(make)()
+
+
+def test_what_is_no_state_is_told_how_to_become_one():
+    class Model(eqx.Module):
+        b: sm.ParamState = 1.0  # pyright: ignore
+
+    with pytest.raises(TypeError, match=r"Right:  self.b = sm.ParamState\(1.0\)\n.*sm.field"):
+        sm.make_with_states(Model)()
+
+
+def test_an_annotation_without_brackets_takes_what_is_below_its_kind():
+    class Model(eqx.Module):
+        b: sm.ShortTermState
+        c: sm.ParamState | None
+        d: list[sm.ParamState]
+
+    hidden = lambda: Model(sm.HiddenState(0.0), None, [sm.ParamState(1.0)])
+    assert len(sm.make_with_states(hidden)()[1]) == 2

@@ -224,3 +224,28 @@ def test_members_that_do_not_fit():
         sm.stack([members[0], jax.tree.map(lambda x: x[:1], members[1])], {0: ...})
     with pytest.raises(ValueError, match="and no axis 3, on which `axes` has its members"):
         sm.lane(states, {3: sm.ShortTermState}, 0)
+
+
+def test_several_keys_are_refused():
+    keys = jr.split(jr.key(0), 3)
+    kwargs = dict(n_in=3, n_out=4)
+    for make in (
+        lambda key: sm.vmap2_new_states(LIF, kwargs, key=key, axis_size=3),
+        lambda key: sm.vmap2_new_states(LIF, kwargs, key=key),
+        lambda key: sm.Map(LIF, 3).init_all_states(key=key, **kwargs),
+    ):
+        for several in (keys, jr.key_data(keys)):
+            with pytest.raises(ValueError, match="`key` is one key.* shape \\(3,\\)(.|\\n)*Right:"):
+                make(several)
+
+    class WithField(eqx.Module):
+        w: sm.ParamState = sm.field(lambda key: jr.normal(key))
+
+    with pytest.raises(ValueError, match="`key` is one key, and was given an array of keys"):
+        sm.make_with_states(WithField)(key=keys)
+    own = dict(key=keys)
+    _, states, _ = sm.vmap2_new_states(WithField, own, in_axes={"key": 0})
+    expected = [sm.make_with_states(WithField)(key=k)[1]["w"] for k in keys]
+    np.testing.assert_allclose(states["w"], jnp.stack(expected), rtol=1e-6)
+    with pytest.raises(ValueError, match="`key` is given twice, by itself and in `init_kwargs`"):
+        sm.vmap2_new_states(WithField, own, in_axes={"key": 0}, key=jr.key(0))

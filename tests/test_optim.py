@@ -236,3 +236,15 @@ def test_by_shape(affine):
     labels = states.labels({matrices: "m", ...: "v"})
     assert _is(labels["weight"], "m") and labels["bias"] == "v"
     assert jax.eval_shape(lambda: states).labels({matrices: "m", ...: "v"}) == labels
+
+
+def test_a_label_for_nothing_is_a_warning(affine):
+    _, states = affine
+    with pytest.warns(UserWarning, match="`WithTag..weight..`, listed in `labels`, .*`sm.PathCo"):
+        states.labels({"weight": "slow", ...: "fast"})
+    with pytest.warns(UserWarning, match="wieght.*listed in `labels`.*Did you mean `weight`"):
+        states.labels({sm.PathContains("wieght"): "slow", ...: "fast"})
+    # None of these is a mistake: a kind that this model lacks, a name after all, no states.
+    path = sm.PathContains("weight")
+    states.labels({sm.HiddenState: "slow", sm.ParamState: "fast", path: "fast", ...: "fast"})
+    sm.States().labels({path: "slow", ...: "fast"})

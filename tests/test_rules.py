@@ -580,8 +580,11 @@ def test_wrong_rules():
             sm.vmap2_new_states(make, axis_size=3, state_out_axes=rules)
         with pytest.raises(ValueError, match="`init_state_axes` holds the rule"):
             sm.Map(make, 3, init_state_axes=rules)
-    with pytest.raises(TypeError, match="is no axis .*or `sm.Reduce"):
-        sm.vmap2(step, state_out_axes={"mean": ...})
+    for key in ("mean", sm.Reduce):
+        with pytest.raises(TypeError, match=r'Right:  \{sm.Reduce\("mean"\): \.\.\.\}'):
+            sm.vmap2(step, state_out_axes={key: ...})
+        with pytest.raises(TypeError, match=r"Right:  \{0: sm.ParamState\}"):
+            sm.vmap2(step, state_in_axes={key: ...})
 
 
 def test_a_function_that_returns_another_shape():
@@ -589,7 +592,8 @@ def test_a_function_that_returns_another_shape():
     mapped = sm.vmap2(f, state_out_axes={sm.Reduce(lambda stacked, old: stacked): ...})
     with pytest.raises(ValueError, match="`v` was given a value of another shape") as info:
         mapped(sm.States(v=sm.ShortTermState(0.0)), jnp.arange(3.0))
-    assert "From Reduce(<lambda>) in `state_out_axes`" in info.value.__notes__[0]
+    assert "expected f32[], got f32[3]" in str(info.value)
+    assert "Reduce(<lambda>) in `state_out_axes`" in info.value.__notes__[0]
 
 
 def test_a_function_that_raises():
@@ -600,6 +604,15 @@ def test_a_function_that_raises():
     with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given") as info:
         mapped(sm.States(v=sm.ShortTermState(0.0)), jnp.arange(3.0))
     assert "Reduce(largest) in `state_out_axes`, for the state `v`" in info.value.__notes__[0]
+
+
+def test_a_function_that_does_not_take_stacked_and_old():
+    f = lambda s, x: (x, s.set("v", x))
+    mapped = sm.vmap2(f, state_out_axes={sm.Reduce(jnp.mean): ...})
+    with pytest.raises(jax.errors.ConcretizationTypeError, match="axis argument") as info:
+        mapped(sm.States(v=sm.ShortTermState(0.0)), jnp.arange(3.0))
+    note = "".join(info.value.__notes__)
+    assert "state `v`" in note and "`(stacked, old)`" in note and "stacked.mean(0)" in note
 
 
 def test_the_message_of_the_policy_names_them():

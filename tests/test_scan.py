@@ -135,6 +135,17 @@ def test_messages():
         sm.scan(lambda states, x: (x, states.select(sm.ParamState)))(context(), xs)
     with pytest.raises(ValueError, match="was given a context and returned"):
         sm.scan(lambda states, x: (states, x))(context(), xs)
+    for alike in (1.0, jnp.array(1.0), {"a": xs, "b": np.float32(1.0)}, "a word"):
+        with pytest.raises(
+            ValueError, match=r"Argument 1 \(`by.* has no axis of time(.|\n)*Right:"
+        ):
+            sm.scan(lambda states, x, by: step(states, x))(context(), xs, alike)
+    with pytest.raises(
+        ValueError, match=r"of steps differs:\n +3  argument 0 \(`x`\)\n +4  argument 1 \(`y`\)"
+    ):
+        sm.scan(lambda states, x, y: step(states, x))(context(), xs, jnp.zeros(4))
+    with pytest.raises(ValueError, match=r"of steps differs:\n +4  `length`\n +3  arg"):
+        sm.scan(step, length=4)(context(), xs)
 
     gives_lanes = sm.vmap2(step, in_axes=None, axis_size=2, state_out_axes={0: sm.ShortTermState})
     with pytest.raises(ValueError, match="`v`") as caught:

@@ -179,6 +179,7 @@ def test_filters():
     states, x = sm.States(v=sm.ShortTermState(jnp.zeros(3))), jnp.zeros(3)
     short: dict[int, type[sm.ShortTermState]] = {0: sm.ShortTermState}
     handle = sm.make_with_states(Model)(3)[0].v
+    beside = {sm.Reduce("mean"): sm.ParamState, **axes}
     for mapped in (
         sm.vmap2(fn, state_in_axes=short, unexpected_out_state_mapping="warn"),
         sm.vmap2(fn, state_in_axes={0: sm.Any(sm.ShortTermState, "a"), None: ...}),
@@ -189,6 +190,11 @@ def test_filters():
         sm.vmap2(fn, state_in_axes=True, unexpected_out_state_mapping="raise"),
         sm.vmap2(fn, state_in_axes=...),
         sm.vmap2(fn, state_in_axes=axes, state_out_axes=axes),
+        sm.vmap2(fn, state_out_axes={sm.Reduce("mean"): sm.ParamState, **axes}),
+        sm.vmap2(
+            fn, state_out_axes={sm.Restore: handle, sm.Reduce("sum"): [handle], **axes, 0: ...}
+        ),
+        sm.vmap2(fn, state_out_axes=beside),
         sm.vmap2(fn, state_in_axes={**axes, None: ...}, unexpected_out_state_mapping="ignore"),
     ):
         out, _ = mapped(states, x)
