@@ -12,7 +12,7 @@ import numpy as np
 from ._annotations import field_hint, show_hint
 from ._pending import holds_states, kind_of, parameters, Pending
 from ._slots import to_path
-from ._state import is_state, one_key, RandomState
+from ._state import as_key, is_state, RandomState
 from ._values import dotted, Path
 
 
@@ -110,6 +110,25 @@ def field(
     pending = Pending(default, takes, given)
     # By keyword alone: so a key that is given by position is refused by Python.
     return eqx.field(default=pending, converter=pending.accept, kw_only=True)
+
+
+def one_key(key: Any) -> jax.Array:
+    """A key that others are derived from.
+
+    **Raises:**
+
+    `ValueError` if it is an array of keys.
+    """
+    key = as_key(key)
+    if key.shape:
+        raise ValueError(
+            f"`key` is one key, and was given an array of keys of shape {key.shape}. A population "
+            "splits it, one for each member:\n"
+            "Wrong:  sm.vmap2_new_states(LIF, key=jr.split(key, 10), axis_size=10)\n"
+            "Right:  sm.vmap2_new_states(LIF, key=key, axis_size=10)\n"
+            'To choose each member\'s: `dict(key=keys)` with `in_axes={"key": 0}`.'
+        )
+    return key
 
 
 class Keys:

@@ -250,7 +250,8 @@ def to_predicate(filter: Filter) -> Predicate:
         raise TypeError(
             f"A model, `{type(filter).__name__}`, is no filter; its handles are.\n"
             "Wrong:  {0: model}\n"
-            "Right:  {0: [model.v, model.w]}, or {0: ...} for all states"
+            "Right:  {0: [model.v, model.w]}, or {0: ...} for all states\n"
+            'For those of a layer, the name of its field: sm.PathContains("layer").'
         )
     if isinstance(filter, State):
         if filter.handle is None and filter.name is None:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from ._axes import argument_size, lane_count, move_axis, normalise
 from ._devices import Devices
 from ._errors import BatchAxisError
+from ._fields import one_key
 from ._jax import lanes_sharding, lay_lanes, with_lanes, without_axis
 from ._lane import Lane
 from ._make import bind, call, is_made
 from ._members import MemberAxes
 from ._options import check_axis_size
 from ._slots import intern_slots, Slots
-from ._state import is_state, one_key, RandomState, with_fields
+from ._state import is_state, RandomState, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
 from ._streams import split_lanes

@@ -204,6 +204,13 @@ class State(_Module, Generic[T]):
         )
 
     if not TYPE_CHECKING:
+
+        def __setattr__(self, name, value):
+            if name == "value":  # as one writes to states that are mutable
+                wrong = "Wrong:  self.v.value = x\nRight:  states = states.set(self.v, x)"
+                raise AttributeError(f"A {type(self).__name__} is immutable.\n{wrong}")
+            super().__setattr__(name, value)
+
         __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _no_array
         __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _no_array
         __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = _no_array
@@ -350,25 +357,6 @@ def as_key(key: Any) -> jax.Array:
         "A RandomState takes a key (`jax.random.key(0)`), a legacy key "
         f"(`jax.random.PRNGKey(0)`) or an integer seed, not {describe(key)}."
     )
-
-
-def one_key(key: Any) -> jax.Array:
-    """A key that others are derived from.
-
-    **Raises:**
-
-    `ValueError` if it is an array of keys.
-    """
-    key = as_key(key)
-    if key.shape:
-        raise ValueError(
-            f"`key` is one key, and was given an array of keys of shape {key.shape}. A population "
-            "splits it, one for each member:\n"
-            "Wrong:  sm.vmap2_new_states(LIF, key=jr.split(key, 10), axis_size=10)\n"
-            "Right:  sm.vmap2_new_states(LIF, key=key, axis_size=10)\n"
-            'To choose each member\'s: `dict(key=keys)` with `in_axes={"key": 0}`.'
-        )
-    return key
 
 
 def read(state: State, data: PyTree) -> Any:
