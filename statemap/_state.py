@@ -204,6 +204,13 @@ class State(_Module, Generic[T]):
         )
 
     if not TYPE_CHECKING:
+
+        def __setattr__(self, name, value):
+            if name == "value":  # as one writes to states that are mutable
+                wrong = "Wrong:  self.v.value = x\nRight:  states = states.set(self.v, x)"
+                raise AttributeError(f"A {type(self).__name__} is immutable.\n{wrong}")
+            super().__setattr__(name, value)
+
         __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _no_array
         __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _no_array
         __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = _no_array

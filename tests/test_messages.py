@@ -112,6 +112,26 @@ def test_mistakes_without_checked_types():
         assert expected in said[wrong], wrong
 
 
+def test_states_and_handles_are_immutable(made):
+    model, _ = made
+    state = sm.State(X)
+
+    def add():
+        model.v.value += 1.0
+
+    for wrong in (
+        lambda: setattr(model.v, "value", X),
+        lambda: setattr(state, "value", X),
+    ):
+        with pytest.raises(AttributeError, match=r"immutable.\n.*\nRight:  states = states.set"):
+            wrong()
+    with pytest.raises(AttributeError, match=r"Right:  states\[self.v\]"):
+        add()
+    with pytest.raises(AttributeError, match="cannot assign to field 'tag'"):
+        state.tag = "x"
+    assert (state.value == X).all()
+
+
 def test_states_and_handles_are_no_arrays(made):
     model, states = made
     with pytest.raises(AttributeError, match=r"no attribute `v`.\nWrong:  states.v\n"):
