@@ -125,7 +125,7 @@ class Keys:
 
     def derive(self, path: Path) -> jax.Array:
         self.is_used = True
-        return key_at(one_key(self.key), path)
+        return key_at(one_key(self.key, "sm.make_with_states"), path)
 
     def refuse_unused(self) -> None:
         if not self.is_used:
@@ -137,7 +137,7 @@ class Keys:
             )
 
 
-def fill(model: Any, keys: Keys) -> Any:
+def make_fields(model: Any, keys: Keys) -> Any:
     """The model with States where its modules have pending ones; the very same if there are none.
 
     A module at two places is one at both.

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from ._axes import move_axis, normalise
 from ._groups import join_on, members_on
 from ._jax import lay_as
+from ._keys import one_key
 from ._members import MemberAxes
 from ._options import check_axis_size
-from ._population import applied, axes_of, check_states, Population, settle
+from ._population import applied, check_states, Population, settle
 from ._slots import Slot
-from ._state_axes import Axis, StateAxes, StateAxisSpec
+from ._state_axes import Axis, Listed, StateAxes, StateAxisSpec
 from ._states import States
 from ._streams import new_streams, split_lanes
 from ._values import dotted
-from ._verbs import check_key
 
 
 def concatenate(
@@ -108,7 +108,8 @@ def stack(members: Iterable[States], axes: StateAxisSpec) -> States:
         raise ValueError("A population is stacked from at least one member.")
     labels = [f"members[{k}]" for k in range(len(members))]
     first = Population(members[0], None, labels[0], "stack")
-    listed = _listed(members[0], axes, "stack")
+    found = _entries(members[0], axes, "stack")
+    listed = [None if entry is None else entry.axis for entry in found]
     _refuse_populations(first, members, listed)
     rest = [first.meet(m, label) for m, label in zip(members[1:], labels[1:])]
 
@@ -190,13 +191,13 @@ def broadcast(
     n = check_axis_size(axis_size)
     if n is None:
         raise TypeError("`axis_size` is the number of members, an integer, not None.")
-    key = None if key is None else check_key(key, "broadcast")
+    key = None if key is None else one_key(key, "sm.broadcast")
     one = Population(states, None, "states", "broadcast")
-    found = StateAxes.parse(axes, "axes").assign(states._slots, states._values)
-    listed = _listed(states, axes, "broadcast")
+    found = _entries(states, axes, "broadcast")
 
     def repeat(i: int, _: Axis, x: Any) -> Any:
-        slot, spec, axis = one.slots[i], states._slots.specs[i], listed[i]
+        slot, spec, entry = one.slots[i], states._slots.specs[i], found[i]
+        axis = None if entry is None else entry.axis
         if axis is None:
             return x
         at = _new_axis(slot, x, axis)
@@ -232,15 +233,15 @@ def _several(contexts: Any, label: str, verb: str) -> list[States]:
     return contexts
 
 
-def _listed(states: States, axes: StateAxisSpec, verb: str) -> list[Axis]:
-    """The axis that each state of a member gets for the members."""
-    listed = axes_of(states, axes)
-    if all(axis is None for axis in listed):
+def _entries(states: States, axes: StateAxisSpec, verb: str) -> list[Listed | None]:
+    """The entry of `axes` that gives each state of a member an axis for the members."""
+    found = StateAxes.parse(axes, "axes").assign(states._slots, states._values)
+    if all(entry is None or entry.axis is None for entry in found):
         raise ValueError(
             "`axes` matches no state of the context that can have members: there is nothing to "
             f"{verb}. `{{0: ...}}` is for all states."
         )
-    return listed
+    return found
 
 
 def _new_axis(slot: Slot, x: Any, axis: int) -> int:

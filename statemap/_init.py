@@ -164,7 +164,7 @@ def new_states(
     axis_size = check_axis_size(axis_size)
     kwargs = dict(init_kwargs or {})
     if key is not None:
-        key = one_key(key)
+        key = one_key(key, "sm.vmap2_new_states")
         if "key" in kwargs:
             raise ValueError(
                 "`key` is given twice, by itself and in `init_kwargs`. By itself it is split, one "

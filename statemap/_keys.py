@@ -29,8 +29,12 @@ def as_key(key: Any) -> jax.Array:
     )
 
 
-def one_key(key: Any) -> jax.Array:
+def one_key(key: Any, taker: str) -> jax.Array:
     """A key that others are derived from.
+
+    **Arguments:**
+
+    - `taker`: what was given the key, for the message.
 
     **Raises:**
 
@@ -39,10 +43,11 @@ def one_key(key: Any) -> jax.Array:
     key = as_key(key)
     if key.shape:
         raise ValueError(
-            f"`key` is one key, and was given an array of keys of shape {key.shape}. A population "
-            "splits it, one for each member:\n"
-            "Wrong:  sm.vmap2_new_states(LIF, key=jr.split(key, 10), axis_size=10)\n"
-            "Right:  sm.vmap2_new_states(LIF, key=key, axis_size=10)\n"
-            'To choose each member\'s: `dict(key=keys)` with `in_axes={"key": 0}`.'
+            f"`key` is one key, and was given an array of keys of shape {key.shape}. `{taker}` "
+            "takes one key and derives others from it.\n"
+            f"Wrong:  {taker}(..., key=jr.split(key, 10))\n"
+            f"Right:  {taker}(..., key=key)\n"
+            "To choose the key of each member of a population, where it is made: "
+            'init_kwargs `dict(key=keys)`, with `in_axes={"key": 0}`.'
         )
     return key

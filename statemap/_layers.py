@@ -187,7 +187,7 @@ def to_handle(key: Any) -> Any:
     return handle
 
 
-def fill(layer: M, look_up: Callable[[State], Any]) -> M:
+def fill_layer(layer: M, look_up: Callable[[State], Any]) -> M:
     """A layer with values in the place of its handles. A `StateIndex` keeps its handle, by which
     the layer itself asks the context.
     """

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 
 from ._annotations import check_fields
-from ._fields import fill, Keys
+from ._fields import Keys, make_fields
 from ._pending import holds_states, Pending
 from ._pickle import name_of
 from ._slots import collect, find_states
@@ -145,7 +145,7 @@ def bind(model: M, keys: Keys | None = None) -> tuple[M, States]:
     - `keys`: for the fields whose states are made here.
     """
     if keys is not None:
-        model = fill(model, keys)
+        model = make_fields(model, keys)
         keys.refuse_unused()
     check_fields(model, State)
     every = [(p, s) for p, s in find_states(model) if is_state(s)]

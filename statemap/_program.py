@@ -18,8 +18,8 @@ from ._jax import (
 )
 from ._lane import Lane
 from ._overlay import Chosen
-from ._reduce import Combination, Reduction, refuse
-from ._refusals import refuse_axis, refuse_constants, refuse_effects
+from ._reduce import Combination, Reduction
+from ._refusals import refuse_axis, refuse_constants, refuse_effects, refuse_rule
 from ._rows import asks, place, Row, show_shapes
 from ._run import located, Run
 from ._signature import Static
@@ -186,7 +186,7 @@ class Program:
             after = [lane.jaxpr.outvars[k].aval for k in states_out[i]]
             refuse_axis(slot, row, after)
             if row.how is not None:
-                self._combine(run, i, row, after)
+                self._combine(run, lane, i, row, after)
             rows.append(row)
         self.rows = tuple(rows)
         self.unexpected = tuple(row.path for row in rows if row.unexpected)
@@ -195,13 +195,15 @@ class Program:
             wanted += [row.result in _NEW] * n
         self._lane, self._used = lane.pruned(wanted)
 
-    def _combine(self, run: Run, i: int, row: Row, after: list[Any]) -> None:
+    def _combine(self, run: Run, lane: Lane, i: int, row: Row, after: list[Any]) -> None:
         """Refuses a reduction that a state does not take; traces that by a function."""
         slot, at, n = run.slots.entries[i], run.starts[i], run.counts[i]
-        before = run.lane_types(self._sharding)[at : at + n]
+        before = lane.avals[at : at + n]
         rule: Any = run.goes[i].rule  # pyright: ignore
         in_chunks = self.chunk_size is not None and self.chunk_size < self.lanes
-        refuse(rule, row, issubclass(slot.kind, RandomState), before, after, self.lanes, in_chunks)
+        refuse_rule(
+            rule, row, issubclass(slot.kind, RandomState), before, after, self.lanes, in_chunks
+        )
         if row.how == "function":
             stacked = [with_lanes(x, self.lanes, self._sharding) for x in after]
             old = run.everything[at : at + n]

@@ -8,24 +8,9 @@ import jax.core
 import jax.numpy as jnp
 
 from ._jax import eval_jaxpr, make_jaxpr
-from ._rules import HOWS, Reduce
+from ._rules import Reduce
 from ._state import read, State, write
 from ._values import fit
-
-
-def _refusal(how: str, dtype: Any) -> str | None:
-    """Why numbers of a dtype are not reduced so, if they are not."""
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return "keys are no numbers: a function may choose one of them"
-    if how in ("any", "all") and dtype != jnp.bool_:
-        return f"`{how}` is of bools: `min` and `max` are of numbers"
-    if how == "mean" and not jnp.issubdtype(dtype, jnp.inexact):
-        return "a mean is no integer: let the state hold floating numbers, or take the sum"
-    if how in ("sum", "changes") and dtype == jnp.bool_:
-        return f"`{how}` is of numbers: of bools there are `any` and `all`"
-    if how in ("min", "max") and jnp.issubdtype(dtype, jnp.complexfloating):
-        return "complex numbers have no order, and devices none to agree on"
-    return None
 
 
 class Combination:
@@ -80,55 +65,6 @@ class Combination:
         return eval_jaxpr(self.jaxpr, self.consts, *stacked, *old)
 
 
-def refuse(
-    rule: Reduce,
-    row: Any,
-    is_random: bool,
-    before: Sequence[Any],
-    after: Sequence[Any],
-    lanes: int,
-    in_chunks: bool,
-) -> None:
-    """Refuses a reduction that a state does not take.
-
-    **Arguments:**
-
-    - `row`: of the state.
-    - `before`, `after`: the shapes and dtypes of the state's arrays, as they go into a lane and
-        as they come out of it.
-
-    **Raises:**
-
-    `ValueError` that names the state and says why.
-    """
-    how, why = rule.how, None
-    if is_random:
-        why = (
-            "keys have no mean: leave it out, so that the stream moves on, or let it come out as "
-            "it came in (`sm.Restore`)"
-        )
-    elif how == "changes" and row.axis_in != "shared":
-        why = (
-            f"it comes in on axis {row.axis_in}, with an old value for each lane, and no one value "
-            'that the changes add to; take `sm.Reduce("sum")`, say'
-        )
-    elif how == "changes" and [x.shape for x in before] != [x.shape for x in after]:
-        why = "a mapping inside gave it lanes, so that its value and the old one have two shapes"
-    elif isinstance(how, str):
-        why = next((w for x in after if (w := _refusal(how, x.dtype))), None)
-    elif in_chunks:
-        why = (
-            "a function sees all lanes, and here they come in chunks: leave `chunk_size` out, or "
-            f"take one of {', '.join(map(repr, HOWS))}"
-        )
-    if why is None and lanes == 0 and how not in ("sum", "any", "all", "changes"):
-        why = "there are no lanes, of which it is nothing"
-    if why is not None:
-        raise ValueError(
-            f"The {row.kind} `{row.path}` is listed under {rule!r} in `state_out_axes`: {why}."
-        )
-
-
 class Reduction:
     """The reduction of one array over lanes, all at once or some after others."""
 
@@ -170,7 +106,7 @@ class Reduction:
         if lanes.shape[0] == 0:
             return self.empty(lanes.shape[1:])
         whole = _OVER[self.how](lanes, axis=0).astype(self._dtype)
-        if self.how in ("min", "max") and jnp.issubdtype(self._dtype, jnp.inexact):
+        if self.how in ("min", "max") and jnp.issubdtype(self._dtype, jnp.floating):
             # XLA (jax 0.10, 0.12) has NaN of one device lost where devices take a minimum.
             is_nan = jnp.isnan(lanes).any(axis=0)
             whole = jnp.where(is_nan, jnp.asarray(jnp.nan, self._dtype), whole)
@@ -199,9 +135,6 @@ class Reduction:
         if jnp.issubdtype(self._dtype, jnp.integer):
             info = jnp.iinfo(self._dtype)
             return info.min if low else info.max
-        if jnp.issubdtype(self._dtype, jnp.complexfloating):
-            infinite = -jnp.inf if low else jnp.inf
-            return complex(infinite, infinite)
         return -jnp.inf if low else jnp.inf
 
 

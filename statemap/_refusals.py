@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from ._axes import normalise
 from ._errors import BatchAxisError
 from ._jax import axis_names, is_variable, ordered_effects
 from ._lane import Lane
 from ._rows import Row
+from ._rules import HOWS, Reduce
 from ._run import Run
 from ._signature import Static
 from ._slots import Slot
@@ -65,3 +69,67 @@ def refuse_effects(run: Run, lane: Lane) -> None:
             "`jax.debug.print(..., ordered=True)`, and its lanes lie on several devices, "
             "which run at the same time. Leave `ordered=True` out."
         )
+
+
+def refuse_rule(
+    rule: Reduce,
+    row: Row,
+    is_random: bool,
+    before: Sequence[Any],
+    after: Sequence[Any],
+    lanes: int,
+    in_chunks: bool,
+) -> None:
+    """Refuses a reduction that a state does not take.
+
+    **Arguments:**
+
+    - `row`: of the state.
+    - `before`, `after`: the shapes and dtypes of the state's arrays, as they go into a lane and
+        as they come out of it.
+
+    **Raises:**
+
+    `ValueError` that names the state and says why.
+    """
+    how, why = rule.how, None
+    if is_random:
+        why = (
+            "keys have no mean: leave it out, so that the stream moves on, or let it come out as "
+            "it came in (`sm.Restore`)"
+        )
+    elif how == "changes" and row.axis_in != "shared":
+        why = (
+            f"it comes in on axis {row.axis_in}, with an old value for each lane, and no one value "
+            'that the changes add to; take `sm.Reduce("sum")`, say'
+        )
+    elif how == "changes" and [x.shape for x in before] != [x.shape for x in after]:
+        why = "a mapping inside gave it lanes, so that its value and the old one have two shapes"
+    elif isinstance(how, str):
+        why = next((w for x in after if (w := _unfit(how, x.dtype))), None)
+    elif in_chunks:
+        why = (
+            "a function sees all lanes, and here they come in chunks: leave `chunk_size` out, or "
+            f"take one of {', '.join(map(repr, HOWS))}"
+        )
+    if why is None and lanes == 0 and how not in ("sum", "any", "all", "changes"):
+        why = "there are no lanes, of which it is nothing"
+    if why is not None:
+        raise ValueError(
+            f"The {row.kind} `{row.path}` is listed under {rule!r} in `state_out_axes`: {why}."
+        )
+
+
+def _unfit(how: str, dtype: Any) -> str | None:
+    """Why numbers of a dtype are not reduced so, if they are not."""
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return "keys are no numbers: a function may choose one of them"
+    if how in ("any", "all") and dtype != jnp.bool_:
+        return f"`{how}` is of bools: `min` and `max` are of numbers"
+    if how == "mean" and not jnp.issubdtype(dtype, jnp.inexact):
+        return "a mean is no integer: let the state hold floating numbers, or take the sum"
+    if how in ("sum", "changes") and dtype == jnp.bool_:
+        return f"`{how}` is of numbers: of bools there are `any` and `all`"
+    if how in ("min", "max") and jnp.issubdtype(dtype, jnp.complexfloating):
+        return "complex numbers have no order, and devices none to agree on"
+    return None

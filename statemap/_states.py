@@ -13,7 +13,7 @@ from ._bindings import bind_axes
 from ._filters import Filter, to_predicate
 from ._immutable import Immutable
 from ._labels import label_values, Labels
-from ._layers import fill, handles, is_layer, spread, to_handle
+from ._layers import fill_layer, handles, is_layer, spread, to_handle
 from ._load import LoadReport, match_old, OldStates, read_old
 from ._overlay import moved_of, replaced, Watched, with_moved
 from ._slots import collect, in_order, intern_slots, merge_pairs, Slot, Slots, states_in
@@ -93,7 +93,7 @@ class States(Immutable):
         """
         key = to_handle(key)
         if is_layer(key):
-            return fill(key, self.__getitem__)
+            return fill_layer(key, self.__getitem__)
         i = self._slots.find(key)
         if type(self._values) is Watched and isinstance(key, State):
             self._values.refuse_population(i, key)

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 
 from ._indices import check_mask, choose, last_copies
 from ._jax import gather_lanes, lay_as, take_lanes
-from ._keys import as_key
+from ._keys import one_key
 from ._population import applied, Population, settle
 from ._state_axes import Axis, StateAxisSpec
 from ._states import States
 from ._streams import copied_streams, new_streams
-from ._values import describe
 
 
 def lane(states: States, axes: StateAxisSpec, index: Any, streams: str = "fresh") -> States:
@@ -242,7 +241,7 @@ def reseed(states: States, key: Any, axes: StateAxisSpec = None) -> States:
     `TypeError` if `key` is no key, `ValueError` if it is several.
     """
     population = Population(states, axes, "states", "reseed")
-    key = check_key(key, "reseed")
+    key = one_key(key, "sm.reseed")
 
     def renew(i: int, axis: Axis, x: Any) -> Any:
         if not population.is_random(i) or isinstance(x, jax.ShapeDtypeStruct):
@@ -251,15 +250,6 @@ def reseed(states: States, key: Any, axes: StateAxisSpec = None) -> States:
         return lay_as(new_streams(key, slot.path, x.shape, axis, spec), x, axis, axis)
 
     return population.build(renew)
-
-
-def check_key(key: Any, verb: str) -> jax.Array:
-    key = as_key(key)
-    if key.shape:
-        raise ValueError(
-            f"`sm.{verb}` takes one key and derives others from it, and was given {describe(key)}."
-        )
-    return key
 
 
 _SHARED = {None: None, "old": 0, "new": -1}

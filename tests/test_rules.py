@@ -414,7 +414,7 @@ def test_what_no_lane_writes_is_the_very_array_and_costs_nothing():
     _, new = mapped(states, jnp.arange(3.0))
     assert leaves_are(new, states)
     program = mapped.get_jaxpr_by_cache(mapped.get_arg_cache_key(states, jnp.arange(3.0)))
-    assert not program.eqns or "reduce_sum" not in str(program)
+    assert "reduce_sum" not in str(program)
 
 
 def test_in_chunks_the_lanes_are_never_all_there():
