@@ -15,7 +15,7 @@ def forwarded(jaxpr: Any) -> Any:
     `jit`, a loop, a branch. What has a rule of its own, for derivatives or for batching, is no
     such equation, and nor is a barrier.
     """
-    flow, origin, eqns = Flow(jaxpr, through_rules=False), {}, []
+    flow, keys, origin, eqns = Flow(jaxpr, through_rules=False), Keys(), {}, []
 
     def source(atom: Any) -> Any:
         return origin.get(atom, atom) if is_variable(atom) else atom
@@ -25,6 +25,9 @@ def forwarded(jaxpr: Any) -> Any:
         if any(new is not old for new, old in zip(invars, eqn.invars)):
             eqn = eqn.replace(invars=invars)
         eqns.append(eqn)
+        for var, x in zip(eqn.outvars, keys.outputs(eqn, invars)):
+            if x is not None:
+                origin[var] = x
         for var, k in zip(eqn.outvars, flow.of_equation(eqn)):
             if k is not None:
                 origin[var] = invars[k]
@@ -55,10 +58,15 @@ class Flow:
         found = self._found.get(id(jaxpr))
         if found is None:
             origin: dict[Any, Any] = {}
+            keys = Keys()
             for eqn in jaxpr.eqns:
+                invars = [origin.get(x, x) if is_variable(x) else x for x in eqn.invars]
+                for var, x in zip(eqn.outvars, keys.outputs(eqn, invars)):
+                    if x is not None:
+                        origin[var] = x
                 for var, k in zip(eqn.outvars, self.of_equation(eqn)):
-                    if k is not None and is_variable(eqn.invars[k]):
-                        origin[var] = origin.get(eqn.invars[k], eqn.invars[k])
+                    if k is not None and is_variable(invars[k]):
+                        origin[var] = invars[k]
             place = {var: k for k, var in enumerate(jaxpr.invars)}
             found = [
                 place.get(origin.get(var, var)) if is_variable(var) else None
@@ -94,6 +102,24 @@ class Flow:
         and nothing looks at does not.
         """
         return _matter(self.jaxpr, wanted)
+
+
+class Keys:
+    """The data of random keys, which are typed and taken apart again on their way through a lane:
+    the same all along.
+    """
+
+    def __init__(self):
+        self._data: dict[Any, Any] = {}  # by the typed keys
+
+    def outputs(self, eqn: Any, invars: Sequence[Any]) -> list[Any]:
+        """For each output of an equation the variable that it is, or None."""
+        name = eqn.primitive.name
+        if name == "random_wrap" and is_variable(invars[0]):
+            self._data[eqn.outvars[0]] = invars[0]
+        if name == "random_unwrap" and is_variable(invars[0]):
+            return [self._data.get(invars[0])]
+        return [None] * len(eqn.outvars)
 
 
 def _at(part: Inside, k: int | None) -> int | None:

@@ -205,7 +205,8 @@ def _fingerprint(model: Any, found: list[tuple[Path, State]]) -> str:
     ]
     # A static field of a module may be shown by its address.
     text = re.sub(r" at 0x[0-9a-f]+", "", repr(described))
-    return f"{type(model).__qualname__}:{zlib.crc32(text.encode()):08x}"
+    name = getattr(model, "__name__", type(model).__qualname__)  # that of what a bridge brought in
+    return f"{name}:{zlib.crc32(text.encode()):08x}"
 
 
 def _named(struct: Struct) -> Struct:

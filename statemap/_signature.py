@@ -225,6 +225,17 @@ def unwrap(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     return args, {k: v.value if isinstance(v, Static) else v for k, v in kwargs.items()}
 
 
+class FrozenNode:
+    """The base of pytree nodes that never change, and so need not be looked through at each call.
+    (`equinox.Module` is another.)
+    """
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"`{type(self).__name__}` is immutable.")
+
+
 class Function:
     """A function as a pytree: a module, a `Partial` or a plain function."""
 
@@ -310,7 +321,7 @@ def _is_frozen(fn: Any) -> bool:
 
     leaves = jax.tree.leaves(fn, is_leaf=note)
     nodes = kinds - set(map(type, leaves))
-    frozen = (eqx.Module, tuple, type(None), jax.tree_util.Partial)
+    frozen = (eqx.Module, FrozenNode, tuple, type(None), jax.tree_util.Partial)
     if type(fn) is tuple and len(fn) == 2 and type(fn[1]) is dict:  # of a partial
         return _is_frozen(fn[0]) and all(map(_is_frozen, fn[1].values()))
     return all(issubclass(kind, frozen) for kind in nodes)

@@ -7,6 +7,7 @@ The law: of a function that writes `v` alone, through any transform, in chunks o
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import pytest
 
 import statemap as sm
@@ -225,3 +226,27 @@ def test_a_stream_that_is_drawn_from_in_there_moves_on_once(around, chunk_size):
     assert new["r"] == jax.random.split(STATES["r"], 5)[0]
     assert len(set(new["v"].tolist())) == 4
     assert arrays_of(new)[("q",)][0] is arrays_of(STATES)[("q",)][0]
+
+
+def test_a_random_state_that_is_looked_up_and_put_back_is_passed_on():
+    states = sm.States(rng=sm.RandomState(0), v=sm.ShortTermState(jnp.zeros(3)))
+
+    def step(states, x):
+        again = states.set("rng", states["rng"])
+        return x, again.set("v", states["v"] + x)
+
+    mapped = sm.vmap2(step, state_in_axes={0: sm.ShortTermState})
+    row = mapped.plan(states, jnp.ones(3))["rng"]
+    assert not row.drawn and not row.written
+    _, new = mapped(states, jnp.ones(3))
+    assert (jr.key_data(new["rng"]) == jr.key_data(states["rng"])).all()
+
+
+def test_a_key_that_is_drawn_from_and_put_back_is_used():
+    states = sm.States(rng=sm.RandomState(0))
+
+    def step(states, x):
+        return x + jr.normal(states["rng"]), states.set("rng", states["rng"])
+
+    mapped = sm.vmap2(step)
+    assert mapped.plan(states, jnp.ones(3))["rng"].drawn

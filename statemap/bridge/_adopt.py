@@ -1,0 +1,148 @@
+"""`adopt`: any pytree of arrays as states. The one mechanism of all bridges."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from .._make import bind
+from .._state import LongTermState, RandomState, State
+from .._states import States
+from .._values import describe, dotted, Path
+from ._adopted import Adopted, Origin
+from ._library import apart, Fixed, Layout, Library, Node, nodes_of
+
+
+T = TypeVar("T")
+KindOf = Callable[[Path, Any], type[State[Any]] | None]
+Kinds = Mapping[Any, type[State[Any]]] | KindOf
+IsNode = Callable[[Any], bool]
+
+
+def adopt(
+    tree: T, kinds: Kinds | None = None, is_node: IsNode | None = None
+) -> tuple[Adopted[T], States]:
+    """Any pytree of arrays as states, each at its own path. The bridges are made of this; use it
+    for the containers of other libraries.
+
+    ```python
+    import jax.numpy as jnp, optax
+    import statemap as sm
+    from statemap import bridge
+
+    adam = optax.adam(1e-3)
+    optimiser, states = bridge.adopt(adam.init({"w": jnp.ones(3)}))
+
+    def step(states, grads):
+        updates, new = adam.update(grads, optimiser.rebuild(states))
+        return updates, optimiser.read(states, new)
+
+    updates, states = step(states, {"w": jnp.ones(3)})
+    assert states["0.count"] == 1 and states["0.mu.w"].shape == (3,)
+    ```
+
+    **Arguments:**
+
+    - `tree`: a pytree. Every array in it becomes a state. What is no array stays as it is, and may
+        not change.
+    - `kinds`: which kind each state has: a mapping from classes of nodes, or from the strings that
+        paths begin with, to kinds; or a function `(path, node) -> kind`, which may return None.
+        What is not named is a `RandomState` if it holds typed keys, else a `LongTermState`.
+    - `is_node`: which nodes of the tree are one state each, such as the variables of a library. The
+        value of its state is what the node holds, its tag the name of its class.
+
+    **Returns:**
+
+    `(model, states)`: an [`statemap.bridge.Adopted`][], and its context.
+
+    **Raises:**
+
+    `TypeError` if the tree holds no array, or `kinds` is no such mapping or function.
+    """
+    return bridged(Library(), tree, kinds, {}, is_node)
+
+
+def bridged(
+    library: Library,
+    tree: Any,
+    kinds: Kinds | None,
+    default: Mapping[Any, type[State[Any]]],
+    is_node: IsNode | None = None,
+    origin: Any = None,
+) -> tuple[Adopted[Any], States]:
+    """A model of a library, and its context.
+
+    **Arguments:**
+
+    - `library`: how it is called.
+    - `tree`: its container.
+    - `kinds`, `default`: which kind each state has; the user's come first.
+    - `is_node`: as for `adopt`.
+    - `origin`: the mutable object that the container is of.
+    """
+    ask = _asked(kinds, library.name)
+    found, treedef = nodes_of(tree, is_node)
+    nodes, made = [], []
+    for path, node in found:
+        outer, value = apart(node, is_node)
+        if not any(map(_is_array, jax.tree.leaves(value))):
+            nodes.append(Node(path, None, Fixed(node), False))
+            made.append(None)
+            continue
+        kind = ask(path, node)
+        if kind is None:
+            kind = RandomState if _is_key(value) else _first(default, path, node) or LongTermState
+        is_legacy = issubclass(kind, RandomState) and not _is_key(value)
+        nodes.append(Node(path, outer, None, is_legacy))
+        try:
+            made.append(kind(value, tag=None if outer is None else type(node).__name__))
+        except Exception as error:
+            error.add_note(f"(Raised when `{dotted(path)}` of `{library.name}` became a state.)")
+            raise
+    if not any(s is not None for s in made):
+        raise TypeError(f"`{library.name}` holds no array to be a state: {describe(tree)}.")
+    leaves = jax.tree.leaves(tree)
+    is_traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+    layout = Layout(library, treedef, tuple(nodes), is_node)
+    return bind(Adopted(made, layout, None, Origin(None if is_traced else origin)))
+
+
+def _asked(kinds: Kinds | None, name: str) -> KindOf:
+    """What a user wants of a node; None where he says nothing."""
+    if not (kinds is None or callable(kinds) or isinstance(kinds, Mapping)):
+        raise TypeError(
+            "`kinds` is a mapping from classes or strings to kinds of State, or a function of path "
+            f"and node, not {kinds!r}.\n"
+            "Right:  kinds={nnx.Cache: sm.ShortTermState}"
+        )
+
+    def ask(path: Path, node: Any) -> type[State[Any]] | None:
+        if kinds is None:
+            return None
+        kind = _first(kinds, path, node) if isinstance(kinds, Mapping) else kinds(path, node)
+        if kind is None or isinstance(kind, type) and issubclass(kind, State):
+            return kind
+        raise TypeError(
+            f"`kinds` gave {kind!r} for `{dotted(path)}` of `{name}`, which is no kind of State."
+        )
+
+    return ask
+
+
+def _first(kinds: Mapping[Any, Any], path: Path, node: Any) -> Any:
+    """The kind of the nearest class of a node, else of the string that its path begins with."""
+    for cls in type(node).__mro__:
+        if cls in kinds:
+            return kinds[cls]
+    return kinds.get(path[0]) if isinstance(path[0], str) else None
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+
+
+def _is_key(value: Any) -> bool:
+    return _is_array(value) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,164 @@
+"""`Library`: what differs from library to library."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from .._exact import exact
+from .._pickle import name_of
+from .._values import dotted, Path, to_path
+
+
+Method = str | Callable[..., Any] | None
+
+
+class Library:
+    """How a library's own object is made of a container, called, and taken apart again. Compared
+    by what it is made of, so that models that were made the same way share what is compiled.
+    """
+
+    name = "adopted"  # what plans and messages call the model
+
+    def build(self, tree: Any) -> Any:
+        """The library's own object, of its container."""
+        return tree
+
+    def take(self, built: Any, tree: Any) -> Any:
+        """The container of an object that `build` made.
+
+        **Arguments:**
+
+        - `tree`: the container with the values of before.
+
+        **Raises:**
+
+        `ValueError` if something was changed that no state stands for.
+        """
+        return built
+
+    def call(self, tree: Any, method: Method, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+        """The output of a call, and the container after it."""
+        built = self.build(tree)
+        out = self.function(built, method)(*args, **kwargs)
+        return out, self.take(built, tree)
+
+    def function(self, built: Any, method: Method) -> Callable[..., Any]:
+        """What is called of an object."""
+        if callable(method):
+            return lambda *args, **kwargs: method(built, *args, **kwargs)
+        if method is None and not callable(built):
+            raise TypeError(
+                f"A `{type(built).__name__}` can't be called. Name what is called of it.\n"
+                "Wrong:  out, states = model(states, x)\n"
+                'Right:  out, states = model.method("encode")(states, x)'
+            )
+        return built if method is None else getattr(built, method)
+
+    def has_method(self, name: str) -> bool:
+        """Whether the library's object has a method of this name."""
+        return False
+
+    def write(self, origin: Any, tree: Any) -> None:
+        """Writes a container to the mutable object that it was made of."""
+        raise TypeError(
+            f"`{self.name}` is immutable, so that nothing can be written back to it.\n"
+            "Wrong:  model.write_back(states)\n"
+            "Right:  new = model.rebuild(states)"
+        )
+
+
+class Fixed:
+    """A node of a container that is no state."""
+
+    def __init__(self, node: Any):
+        leaves, treedef = jax.tree.flatten(node)
+        self.node, self.key = node, (treedef, tuple(map(exact, leaves)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fixed) and self.key == other.key
+
+    def __repr__(self) -> str:
+        return ", ".join(map(name_of, jax.tree.leaves(self.node))) or "nothing"
+
+
+class Node(NamedTuple):
+    """What stays of one node of a container when its value goes."""
+
+    path: Path
+    outer: Any  # the structure around the value; None of a leaf
+    fixed: Fixed | None  # the node, if it is no state
+    is_legacy: bool  # whether it holds a random key as its data
+
+    def build(self, value: Any) -> Any:
+        """The node, with a value."""
+        if self.is_legacy:
+            value = jax.random.key_data(value)
+        if self.outer is None:
+            return value
+        return self.outer.unflatten([value] if self.outer.num_leaves == 1 else value)
+
+
+class Layout:
+    """What stays of a container when all values go. Compared by its parts."""
+
+    def __init__(
+        self,
+        library: Library,
+        treedef: Any,
+        nodes: tuple[Node, ...],
+        is_node: Callable[[Any], bool] | None,
+    ):
+        self.library, self.treedef, self.nodes, self.is_node = library, treedef, nodes, is_node
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Layout)
+            and self.nodes == other.nodes
+            and self.treedef == other.treedef
+            and self.is_node is other.is_node
+            and type(self.library) is type(other.library)
+            and self.library == other.library
+        )
+
+    def __hash__(self) -> int:  # of what is always hashable
+        return hash(tuple(node.path for node in self.nodes))
+
+    def __repr__(self) -> str:  # which tells compiled functions apart, too
+        return f"{self.library!r}, {self.treedef}, {self.nodes}"
+
+    def flatten(self, tree: Any) -> list[Any]:
+        """The nodes of a container.
+
+        **Raises:**
+
+        `ValueError` if it has others than when the model was made.
+        """
+        found, treedef = nodes_of(tree, self.is_node)
+        if treedef == self.treedef:
+            return [node for _, node in found]
+        mine, others = [n.path for n in self.nodes], [path for path, _ in found]
+        new = [f"`{dotted(path)}`" for path in others if path not in mine]
+        lost = [f"`{dotted(path)}`" for path in mine if path not in others]
+        said = [f"made {', '.join(new)}, for which the context has no place"] * bool(new)
+        said += [f"took {', '.join(lost)} away"] * bool(lost)
+        raise ValueError(
+            f"A call of `{self.library.name}` {' and '.join(said) or 'changed its structure'}. A "
+            "context keeps the states that it was made with. Let the model have all of them when "
+            "it is made (call it once before, perhaps); or take out what is new, and return it:\n"
+            "Right:  model.method(lambda module, x: ...)"
+        )
+
+
+def nodes_of(tree: Any, is_node: Callable[[Any], bool] | None) -> tuple[list[Any], Any]:
+    """The nodes of a container with their paths, and its structure."""
+    with_path, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_node)
+    return [(to_path(keys) or ("value",), node) for keys, node in with_path], treedef
+
+
+def apart(node: Any, is_node: Callable[[Any], bool] | None) -> tuple[Any, Any]:
+    """The structure around the value of a node, and the value. That of a leaf is None."""
+    if is_node is None or not is_node(node):
+        return None, node
+    children, outer = jax.tree.flatten(node, is_leaf=lambda x: x is not node)
+    return outer, children[0] if len(children) == 1 else tuple(children)
