@@ -17,8 +17,8 @@ from ._library import apart, Fixed, Layout, Library, Node, nodes_of
 
 
 T = TypeVar("T")
-KindOf = Callable[[Path, Any], type[State[Any]] | None]
-Kinds = Mapping[Any, type[State[Any]]] | KindOf
+KindOf = Callable[[Path, Any], type[State] | None]
+Kinds = Mapping[Any, type[State]] | KindOf
 IsNode = Callable[[Any], bool]
 
 
@@ -69,7 +69,7 @@ def bridged(
     library: Library,
     tree: Any,
     kinds: Kinds | None,
-    default: Mapping[Any, type[State[Any]]],
+    default: Mapping[Any, type[State]],
     is_node: IsNode | None = None,
     origin: Any = None,
 ) -> tuple[Adopted[Any], States]:
@@ -119,7 +119,7 @@ def _asked(kinds: Kinds | None, name: str) -> KindOf:
             "Right:  kinds={nnx.Cache: sm.ShortTermState}"
         )
 
-    def ask(path: Path, node: Any) -> type[State[Any]] | None:
+    def ask(path: Path, node: Any) -> type[State] | None:
         if kinds is None:
             return None
         kind = _first(kinds, path, node) if isinstance(kinds, Mapping) else kinds(path, node)
