@@ -15,10 +15,11 @@ from ._jax import is_base_trace, placement, trace_context, type_of
 from ._options import Options
 from ._program import Program, Retrace
 from ._run import Run
-from ._signature import Function, Inputs, mark_static, split_leaves
+from ._signature import Function, Inputs, mark_static, split_leaves, static_objects
 from ._slots import Slots
 from ._states import States
 from ._values import refuse_labels, refuse_recursive
+from ._watch import facts_of
 
 
 class Programs(NamedTuple):
@@ -26,10 +27,11 @@ class Programs(NamedTuple):
 
     made: Cache[Program]  # by signature
     last: Cache[Program]  # by what of a signature is known without looking at arrays
+    facts: tuple | None  # what their function reached of other libraries' objects
 
     @staticmethod
-    def none_yet(size: int) -> "Programs":
-        return Programs(Cache(size), Cache(size))
+    def none_yet(size: int, facts: tuple | None = None) -> "Programs":
+        return Programs(Cache(size), Cache(size), facts)
 
 
 class Call:
@@ -77,6 +79,7 @@ class Call:
             frame,
             treedef,
             statics and exact(statics),
+            facts_of(static_objects(args, kwargs, statics)),
             self.devices,
             function.structure,
         )

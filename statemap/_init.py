@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ._axes import argument_size, lane_count, move_axis, normalise
 from ._devices import Devices
 from ._errors import BatchAxisError
+from ._foreign import refuse_foreign
 from ._jax import lanes_sharding, lay_lanes, with_lanes, without_axis
 from ._keys import one_key
 from ._lane import Lane
@@ -23,6 +24,7 @@ from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
 from ._streams import split_lanes
 from ._values import dotted, function_name, Path, short, to_path
+from ._watch import make_inside, run_watched
 
 
 M = TypeVar("M")
@@ -150,6 +152,7 @@ def new_states(
     devices: Devices | None,
 ) -> tuple[Any, States, MemberAxes]:
     """`vmap2_new_states`, and with `devices` `pmap2_new_states`."""
+    refuse_foreign(make, "New states are made by", "sm.vmap2_new_states(module, axis_size=10)")
     if not callable(make) or is_made(make):
         raise TypeError(
             f"New states are made by a class or a function, not by {short(make)}: it runs in the "
@@ -289,7 +292,8 @@ class _Run:
         mapped = jax.tree.unflatten(self.treedef, leaves)
         if self.impl is not None:
             mapped["key"] = jax.random.wrap_key_data(mapped["key"], impl=self.impl)
-        made, keys = call(self.make, (), {**self.kwargs, **mapped})
+        given = {**self.kwargs, **mapped}
+        made, keys = run_watched(self.make, (), given, make_inside, through=call)
         if isinstance(made, tuple) and len(made) >= 2 and isinstance(made[1], States):
             model, states = made[0], made[1]
             keys.refuse_unused()

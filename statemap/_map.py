@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ._axes import AxisSpec
 from ._devices import DeviceSpec
 from ._errors import near
+from ._foreign import refuse_foreign
 from ._init import vmap2_new_states
 from ._make import is_made
 from ._mapping import StatefulMapping
@@ -154,6 +155,7 @@ class Map(eqx.Module, Generic[M]):
             )
         if behavior == "vmap" and devices is not None:
             raise ValueError("`devices` is for `behavior='pmap'`.")
+        refuse_foreign(module, "`Map` was given", "sm.Map(module, 10)")
         if is_made(module) or not callable(module):
             raise TypeError(
                 "`Map` makes the model itself, once, for all members.\n"

@@ -28,6 +28,7 @@ from ._slots import Slots
 from ._state import RandomState
 from ._state_axes import Axis
 from ._values import dotted, fit, function_name
+from ._watch import run_watched
 
 
 class Run:
@@ -141,7 +142,8 @@ class Run:
         unlisted = frozenset(i for i, entry in enumerate(self.came) if entry is None)
         values = Watched(before, self.seen, unlisted)
         container = self.frame.fill(self.slots, values, extra)
-        out, returned = pair(fn(container, *args, **kwargs), fn, "A mapped function")
+        result = run_watched(fn, (container, *args), kwargs)
+        out, returned = pair(result, fn, "A mapped function")
         after, moved = self.frame.read(self.slots, returned, extra)
         return self._sort_output(out) + self._sort_states(before, after, moved)
 

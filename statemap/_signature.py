@@ -138,6 +138,12 @@ def split_leaves(
     return traced, tuple(markers)
 
 
+def static_objects(args: tuple, kwargs: dict[str, Any], statics: tuple | None) -> list[Any]:
+    """What is static among arguments: those that are marked so, and leaves that are no arrays."""
+    marked = [x.value for x in (*args, *kwargs.values()) if isinstance(x, Static)]
+    return marked if statics is None else [*marked, *statics]
+
+
 def _marker(leaf: Any) -> Any:
     if _is_array_type[type(leaf)]:
         return _Dynamic.ARRAY
