@@ -5,15 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ._axes import along, argument_axes
+from ._axes import along, argument_axes, argument_labels
 from ._cache import Cache
 from ._container import AnyFrame, refuse_unhashable
 from ._devices import Devices
 from ._donation import claim, disclaim
 from ._exact import exact
-from ._jax import is_base_trace, placement, trace_context, type_of
+from ._jax import is_base_trace, is_ref, placement, trace_context, type_of
 from ._options import Options
 from ._program import Program, Retrace
+from ._refs import GivenRefs
 from ._run import Run
 from ._signature import Function, Inputs, mark_static, split_leaves, static_objects
 from ._slots import Slots
@@ -68,6 +69,11 @@ class Call:
                 self._refuse_list(k, arg)
         leaves, treedef = jax.tree.flatten((args, kwargs))
         arrays, statics = split_leaves(leaves, args, kwargs)
+        self.refs = None
+        if statics is not None and any(map(is_ref, leaves)):
+            self.refs = GivenRefs(
+                leaves, argument_labels(function.rebuild(function.arrays), args, kwargs)
+            )
         self.inputs = (treedef, statics, len(extra), options.donate_argnums)
         self.devices = self._devices(args, kwargs, arrays)
         self.arrays = [*arrays, *extra, *function.arrays]
@@ -98,11 +104,19 @@ class Call:
         program = self._last()
         if program is not None:
             try:
-                return program, *self._run(program, context)
+                return program, *self._run_refs(program, context)
             except Retrace:  # other shapes, or another trace context
                 pass
         program = self.program()
-        return program, *self._run(program, context)
+        return program, *self._run_refs(program, context)
+
+    def _run_refs(self, program: Program, context: States | None) -> tuple[Any, tuple[Any, ...]]:
+        if self.refs is None:
+            return self._run(program, context)
+        self.refs.refuse_closed_over(program.constants)
+        (out, finals), new = self._run(program, context)
+        self.refs.write_back(program.ref_is_mapped, finals, program.ref_is_written)
+        return out, new
 
     def _run(self, program: Program, context: States | None) -> tuple[Any, tuple[Any, ...]]:
         donates = program.donates and is_base_trace()

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from ._axes import is_array
 from ._exact import exact
 from ._foreign import find_foreign, refuse_foreign
+from ._jax import is_ref
 from ._overlay import moved_of
 from ._slots import intern_slots, Slot, Slots
 from ._state import is_state, State, static_fields, with_fields
@@ -147,6 +148,11 @@ def pack(container: PyTree) -> tuple[Slots, tuple[Any, ...], "AnyFrame", tuple[A
                 aliases = tuple((*path, *alias) for alias in slot.aliases)
                 slots.append(slot._replace(path=(*path, *slot.path), aliases=aliases))
             values.extend(leaf._values)
+        elif is_ref(leaf):
+            raise TypeError(
+                f"The container of the states holds a Ref, at `{dotted(path)}`. Make it a state, "
+                "or give it as an argument."
+            )
         elif is_array(leaf):
             entries.append(_Array(len(arrays)))
             arrays.append(leaf)

@@ -12,12 +12,13 @@ from ._axes import argument_size, lane_count, move_axis, normalise
 from ._devices import Devices
 from ._errors import BatchAxisError
 from ._foreign import refuse_foreign
-from ._jax import lanes_sharding, lay_lanes, with_lanes, without_axis
+from ._jax import is_ref, lanes_sharding, lay_lanes, with_lanes, without_axis
 from ._keys import one_key
 from ._lane import Lane
 from ._make import bind, call, is_made
 from ._members import MemberAxes
 from ._options import check_axis_size
+from ._refs import refuse_closed_over
 from ._slots import intern_slots, Slots
 from ._state import is_state, RandomState, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
@@ -204,6 +205,7 @@ def new_states(
     types = [without_axis(x, a) for x, a in zip(given, leaf_axes)]
     name = function_name(make)
     lane = Lane.trace(run.lane, types, name, axis_name, lanes)
+    refuse_closed_over(make, lane, devices)
     mapping = _mapping(axis_name, spmd_axis_name, devices)
     every = list(range(len(lane.jaxpr.outvars)))
     differ = lane.differ(every, mapping, given, leaf_axes, lanes, sharding)
@@ -250,6 +252,8 @@ def _mapped(
         if axis is None:
             continue
         leaves, treedef = jax.tree.flatten(kwargs.pop(name))
+        if any(map(is_ref, leaves)):
+            raise TypeError(f"The argument `{name}` is a Ref: give what is in it, `ref[...]`.")
         at = [argument_size(f"argument `{name}`", jnp.shape(x), axis) for x in leaves]
         sizes += [(f"argument `{name}`", size) for _, size in at]
         mapped[name] = jax.tree.unflatten(treedef, [jnp.asarray(x) for x in leaves])
