@@ -203,8 +203,7 @@ def new_states(
     ]
     run = _Run(make, kwargs, treedef, impl, state_tag, StateAxes.parse(state_out_axes, _OUT))
     types = [without_axis(x, a) for x, a in zip(given, leaf_axes)]
-    name = function_name(make)
-    lane = Lane.trace(run.lane, types, name, axis_name, lanes)
+    lane = Lane.trace(run.lane, types, function_name(make), axis_name, lanes)
     refuse_closed_over(make, lane, devices)
     mapping = _mapping(axis_name, spmd_axis_name, devices)
     every = list(range(len(lane.jaxpr.outvars)))
@@ -221,11 +220,8 @@ def new_states(
     is_one = devices is None and sharding is None
     values, arrays = (program if is_one else jax.jit(program))(leaves)
     paths = [slot.path for slot in run.slots.entries]
-    return (
-        run.model(arrays),
-        make_states(run.slots, tuple(values)),
-        MemberAxes(dict(zip(paths, run.axes))),
-    )
+    member_axes = MemberAxes(dict(zip(paths, run.axes)))
+    return run.model(arrays), make_states(run.slots, tuple(values)), member_axes
 
 
 _OUT = "state_out_axes"
@@ -296,8 +292,7 @@ class _Run:
         mapped = jax.tree.unflatten(self.treedef, leaves)
         if self.impl is not None:
             mapped["key"] = jax.random.wrap_key_data(mapped["key"], impl=self.impl)
-        given = {**self.kwargs, **mapped}
-        made, keys = run_watched(self.make, (), given, make_inside, through=call)
+        made, keys = run_watched(self.make, (), {**self.kwargs, **mapped}, make_inside, call)
         if isinstance(made, tuple) and len(made) >= 2 and isinstance(made[1], States):
             model, states = made[0], made[1]
             keys.refuse_unused()

@@ -229,9 +229,8 @@ class Map(eqx.Module, Generic[M]):
         if self.behavior == "pmap":
             made = pmap2_new_states(self._make, kwargs, devices=self.devices, **options)
         else:
-            made = vmap2_new_states(
-                self._make, kwargs, spmd_axis_name=self.spmd_axis_name, **options
-            )
+            spmd = self.spmd_axis_name
+            made = vmap2_new_states(self._make, kwargs, spmd_axis_name=spmd, **options)
         model, states, axes = made
         by_axis: dict[Axis, list[State]] = {axis: [] for axis in axes}
         for slot, spec, value in zip(states._slots.entries, states._slots.specs, states._values):
@@ -392,9 +391,8 @@ def _update(module: Any, states: Any, *args: Any, **kwargs: Any) -> Any:
 def _method(module: Any, name: str) -> Callable[..., Any]:
     method = getattr(module, name, None)
     if not callable(method):
-        known = [
-            n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n, None))
-        ]
+        public = [n for n in dir(module) if not n.startswith("_")]
+        known = [n for n in public if callable(getattr(module, n, None))]
         raise AttributeError(
             f"`{type(module).__name__}` has no method `{name}`."
             + near(name, known, "It has no public methods.", "It has")
