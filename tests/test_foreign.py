@@ -660,3 +660,20 @@ def test_functions_of_statemap_answer_for_what_they_hold(lib):
     mapped(STATES, X)
     m.use_mean = False
     mapped(STATES, X)
+
+
+def test_a_program_of_a_trace_around_is_not_used_after_it():
+    lib = Brainstate()
+    m = lib.Net()
+    mapped = sm.vmap2(lambda states, x: (m(x), states))
+
+    @lib.lib.transform.jit
+    def run():
+        return mapped(STATES, X)[0]  # nothing that is given is traced, and what is reached is
+
+    for k in range(3):
+        assert run().tolist() == m(X).tolist()
+        assert mapped(STATES, X)[0].tolist() == m(X).tolist()
+        lib.set(m.mean, jnp.full(3, k + 1.0))
+        assert run().tolist() == m(X).tolist()
+        mapped = sm.vmap2(mapped.origin_fun)
