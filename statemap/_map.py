@@ -20,6 +20,7 @@ from ._pmap import pmap2, pmap2_new_states
 from ._state import Handle, read, State, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import States
+from ._treescope import show_map
 from ._values import Struct
 from ._vmap import vmap2
 
@@ -177,6 +178,7 @@ class Map(eqx.Module, Generic[M]):
     out_axes: ClassVar[property] = property(lambda self: self._specs.out_axes)
     init_state_axes: ClassVar[property] = property(lambda self: self._specs.init_state_axes)
     call_state_axes: ClassVar[property] = property(lambda self: self._specs.call_state_axes)
+    __treescope_repr__ = show_map
 
     @property
     def module(self) -> M:
@@ -191,8 +193,7 @@ class Map(eqx.Module, Generic[M]):
     def axes(self) -> MemberAxes:
         """The axes that the states were made with."""
         self._initialised("axes")
-        assert self._axes is not None
-        return self._axes
+        return self._axes  # pyright: ignore
 
     @property
     def dict_vmap_states(self) -> dict[Axis, list[State]] | None:
@@ -225,12 +226,12 @@ class Map(eqx.Module, Generic[M]):
             axis_name=self.axis_name,
         )
         if self.behavior == "pmap":
-            made = pmap2_new_states(self._make, kwargs, devices=self.devices, **options)
+            new = pmap2_new_states(self._make, kwargs, devices=self.devices, **options)
         else:
-            made = vmap2_new_states(
+            new = vmap2_new_states(
                 self._make, kwargs, spmd_axis_name=self.spmd_axis_name, **options
             )
-        model, states, axes = made
+        model, states, axes = new
         by_axis: dict[Axis, list[State]] = {axis: [] for axis in axes}
         for slot, spec, value in zip(states._slots.entries, states._slots.specs, states._values):
             handle = Handle(slot.path, slot.model, Struct(read(spec, value)))
@@ -390,9 +391,8 @@ def _update(module: Any, states: Any, *args: Any, **kwargs: Any) -> Any:
 def _method(module: Any, name: str) -> Callable[..., Any]:
     method = getattr(module, name, None)
     if not callable(method):
-        known = [
-            n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n, None))
-        ]
+        public = (n for n in dir(module) if not n.startswith("_"))
+        known = [n for n in public if callable(getattr(module, n, None))]
         raise AttributeError(
             f"`{type(module).__name__}` has no method `{name}`."
             + near(name, known, "It has no public methods.", "It has")
