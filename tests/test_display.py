@@ -19,6 +19,10 @@ from statemap._html import html_table
 from .models import LIF, Nested
 
 
+# treescope looks at all that numpy has.
+pytestmark = pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")
+
+
 class Layered(eqx.Module):
     net: eqx.nn.MLP
     lif: LIF
