@@ -1,5 +1,6 @@
 """New states, made in lanes: `vmap2_new_states`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, overload, TypeVar
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ._axes import argument_size, lane_count, move_axis, normalise
+from ._checks import Checked, fails_everywhere, holds_check
 from ._devices import Devices
 from ._errors import BatchAxisError
 from ._foreign import refuse_foreign
@@ -209,6 +211,7 @@ def new_states(
     every = list(range(len(lane.jaxpr.outvars)))
     differ = lane.differ(every, mapping, given, leaf_axes, lanes, sharding)
     run.refuse(differ)
+    lane = dataclasses.replace(lane, jaxpr=fails_everywhere(lane.jaxpr, devices))
 
     def program(leaves: list[jax.Array]) -> tuple[tuple[Any, ...], list[jax.Array]]:
         stacked = run.stacked(differ)
@@ -217,11 +220,12 @@ def new_states(
         return run.assemble(out, differ, lanes, sharding, devices)
 
     # Over devices, each makes its own part; on one, operations that are known are not compiled.
-    is_one = devices is None and sharding is None
-    values, arrays = (program if is_one else jax.jit(program))(leaves)
-    paths = [slot.path for slot in run.slots.entries]
-    member_axes = MemberAxes(dict(zip(paths, run.axes)))
-    return run.model(arrays), make_states(run.slots, tuple(values)), member_axes
+    compiled: Any = Checked if holds_check(lane.jaxpr) else jax.jit
+    is_one = devices is None and sharding is None and compiled is jax.jit
+    values, arrays = (program if is_one else compiled(program))(leaves)
+    axes_made = {slot.path: axis for slot, axis in zip(run.slots.entries, run.axes)}
+    states = make_states(run.slots, tuple(values))
+    return run.model(arrays), states, MemberAxes(axes_made)
 
 
 _OUT = "state_out_axes"

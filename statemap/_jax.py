@@ -11,6 +11,7 @@ were tried with jax 0.8.2, 0.10.2 and 0.12.0; `tests/test_jax.py` fails by name 
 - `Inline` (0.12): `inline=True` comes to mean less there.
 - `Jaxpr.effects`, by the names of their classes: which Refs are written.
 - `make_user_context` (0.8): a part of the key of JAX's caches.
+- `jaxprs_in_params`, the parameter `callback` of `pure_callback`, and its `callback_func`.
 - parameters of the primitives of control flow, for `passed_on` and `inside`.
 """
 
@@ -23,6 +24,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.interpreters import partial_eval
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -40,6 +42,19 @@ INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True  # pyrigh
 
 
 REF: tuple[type, ...] = (jax.Ref,) if hasattr(jax, "Ref") else ()
+
+
+def _own_jit() -> Any:
+    """`jax.jit`, which Equinox (0.13.8) replaces under `EQX_ON_ERROR=breakpoint` by a function that
+    ignores it in a trace, and that has no `trace`.
+    """
+    jit: Any = jax.jit
+    while jit.__globals__["__name__"].partition(".")[0] == "equinox":
+        jit = jit.__wrapped__
+    return jit
+
+
+jit = _own_jit()
 
 
 def trace_state() -> Any:
@@ -86,7 +101,7 @@ class _Context:
 
 _numbers = itertools.count()
 # `jax.jit` runs this once in each such context, and knows when it is in one of them again.
-_context = jax.jit(lambda: _Context(next(_numbers)), inline=INLINE)
+_context = jit(lambda: _Context(next(_numbers)), inline=INLINE)
 
 
 def trace_context() -> int:
@@ -295,6 +310,42 @@ def axis_names(jaxpr: Any) -> set[Hashable]:
 def ordered_effects(jaxpr: Any) -> list[Any]:
     """The effects of a program that come in an order: those of `jax.debug.print(ordered=True)`."""
     return [e for e in jaxpr.effects if "Ordered" in type(e).__name__]
+
+
+def called_back(eqn: Any) -> Any:
+    """The function that an equation calls back on the host for its results, or None."""
+    if eqn.primitive.name != "pure_callback":
+        return None
+    callback = eqn.params["callback"]
+    return getattr(callback, "callback_func", callback)
+
+
+def jaxprs_in(eqn: Any) -> list[Any]:
+    """The jaxprs in the parameters of an equation."""
+    return list(jaxprs_in_params(eqn.params))
+
+
+def with_jaxprs(eqn: Any, change: Callable[[Any], Any]) -> Any:
+    """An equation with the jaxprs in its parameters changed."""
+
+    def changed(value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(map(changed, value))
+        jaxpr = _open(value)
+        if not isinstance(jaxpr, Jaxpr):
+            return value
+        return change(jaxpr) if jaxpr is value else value.replace(jaxpr=change(jaxpr))
+
+    return eqn.replace(params={name: changed(x) for name, x in eqn.params.items()})
+
+
+def on_each_device(eqn: Any, mesh: Any) -> Any:
+    """An equation whose work is done by every device of a mesh, each with all of its inputs."""
+    work = lambda *xs: eqn.primitive.bind(*xs, **eqn.params)
+    whole = PartitionSpec()
+    each = jax.shard_map(work, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+    (made,) = jax.make_jaxpr(each)(*(x.aval for x in eqn.invars)).jaxpr.eqns
+    return made.replace(invars=eqn.invars, outvars=eqn.outvars)
 
 
 class Inside(NamedTuple):

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._errors import table
+from ._html import html_table
 from ._slots import collect, find_states, Slot, Slots
 from ._state import is_state
+from ._treescope import show_lines
 from ._values import describe, dotted, own, Path, Struct, to_path
 
 
@@ -75,6 +77,12 @@ class LoadReport:
 
     def __repr__(self) -> str:
         return table(LoadRow._fields, self.rows)
+
+    def _repr_html_(self) -> str:
+        return html_table("", LoadRow._fields, self.rows, wraps=["here", "old"])
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        return show_lines(type(self), repr(self).splitlines(), path)
 
 
 class Found(NamedTuple):

@@ -21,6 +21,7 @@ from ._pmap import pmap2, pmap2_new_states
 from ._state import Handle, read, State, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import States
+from ._treescope import show_map
 from ._values import Struct
 from ._vmap import vmap2
 
@@ -179,6 +180,7 @@ class Map(eqx.Module, Generic[M]):
     out_axes: ClassVar[property] = property(lambda self: self._specs.out_axes)
     init_state_axes: ClassVar[property] = property(lambda self: self._specs.init_state_axes)
     call_state_axes: ClassVar[property] = property(lambda self: self._specs.call_state_axes)
+    __treescope_repr__ = show_map
 
     @property
     def module(self) -> M:
@@ -193,8 +195,7 @@ class Map(eqx.Module, Generic[M]):
     def axes(self) -> MemberAxes:
         """The axes that the states were made with."""
         self._initialised("axes")
-        assert self._axes is not None
-        return self._axes
+        return self._axes  # pyright: ignore
 
     @property
     def dict_vmap_states(self) -> dict[Axis, list[State]] | None:

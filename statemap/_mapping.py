@@ -22,6 +22,7 @@ from ._rules import Rule
 from ._signature import abstract, CacheKey, Function, static_arguments, unfix
 from ._state_axes import Axis, StateAxisSpec
 from ._states import make_states, States
+from ._treescope import below, show_node
 from ._values import function_name
 from ._warm import as_overlay, is_plain, warm_call, WarmCall
 from ._watch import Reach, reach, refuse_changed
@@ -299,6 +300,12 @@ class StatefulMapping(Generic[P, R]):
             f"out_axes={self.out_axes}, state_in_axes={self.state_in_axes}, "
             f"state_out_axes={self.state_out_axes})"
         )
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        shown = ("in_axes", "out_axes", "state_in_axes", "state_out_axes")
+        fn = subtree_renderer(self._fn, path=below(path, ".origin_fun"))
+        parts = [(f"{name}=", repr(getattr(self, name))) for name in shown]
+        return show_node(type(self), [("", fn), *parts], path)
 
     def _traced(self, *parts: Any) -> jax.stages.Traced:
         """What `_run` would run."""

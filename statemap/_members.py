@@ -1,11 +1,13 @@
 """Which states of a population hold a value for each member, and on which axis."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ._filters import InPaths
 from ._rules import Rule
 from ._state_axes import Axis
 from ._states import make_states, States
+from ._treescope import show_node
 from ._values import dotted, Path
 
 
@@ -55,6 +57,10 @@ class MemberAxes(Mapping[Axis | Rule, InPaths]):
 
     def __hash__(self) -> int:
         return hash(frozenset(self._by_path.items()))
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        shown = {axis: ", ".join(map(dotted, paths)) for axis, paths in self._by_axis.items()}
+        return show_node(type(self), [(f"{a}: ", f"[{x}]") for a, x in shown.items()], path)
 
     def __repr__(self) -> str:
         shown = (

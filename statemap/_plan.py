@@ -1,13 +1,19 @@
 """The plan of a mapping: what it does with each state, as a table."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from ._errors import table
+from ._html import html_table
 from ._rows import Row
+from ._treescope import show_lines
+
+
+_HEADER = ("path", "kind", "shape", "read", "written", "axis in", "axis out", "why")
 
 
 class Plan:
-    """What a mapping does with each state; printed, a table with a row for each.
+    """What a mapping does with each state; printed, and in notebooks, a table with a row for each.
 
     Indexed by a state's dotted path, or iterated over, it gives the rows, which are named tuples.
     """
@@ -29,9 +35,16 @@ class Plan:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        header = ("path", "kind", "shape", "read", "written", "axis in", "axis out", "why")
-        body = [tuple(_cell(x) for x in row[: len(header)]) for row in self.rows]
-        return f"{self.title}\n{table(header, body)}"
+        return f"{self.title}\n{table(_HEADER, self._cells())}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.title, _HEADER, self._cells(), wraps=["why"])
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        return show_lines(type(self), repr(self).splitlines(), path)
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [tuple(_cell(x) for x in row[: len(_HEADER)]) for row in self.rows]
 
 
 def _cell(x: object) -> str:

@@ -1,5 +1,6 @@
 """`Program`: what a mapping does for one signature, found out from the lane and compiled."""
 
+import dataclasses
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import jax
 
 from ._axes import move_axis, normalise
+from ._checks import Checked, fails_everywhere, holds_check
 from ._errors import BatchAxisError
 from ._jax import (
     INLINE,
+    jit,
     lanes_sharding,
     lay_lanes,
     trace_context,
@@ -118,10 +121,14 @@ class Program:
         self.chosen: Chosen | None = None  # for the fast way
         self.is_alone = True  # whether no call of the same structure has other types
         # On an explicit mesh, an argument that is only counted tells where the lanes lie.
-        unused = self._sharding is not None
-        self.jitted = jax.jit(call, inline=INLINE, keep_unused=unused)
+        how = {"inline": INLINE, "keep_unused": self._sharding is not None}
+        self.jitted: Any = jit(call, **how)
         # Not for use under `grad` and the like, which would donate what they need again.
-        self.donating = jax.jit(call, inline=INLINE, keep_unused=unused, donate_argnums=(2, 3))
+        self.donating: Any = jit(call, **how, donate_argnums=(2, 3))
+        parts = [self._lane, *self._combinations.values()]
+        if any(holds_check(part.jaxpr) for part in parts):
+            self.jitted = Checked(call, trace=self.jitted.trace, **how)
+            self.donating = Checked(call, n_kept=2, trace=self.donating.trace, **how)
 
     def _find_rows(self, run: Run, lane: Lane) -> None:
         """What becomes of each state; and the lane's program of what comes out alone."""
@@ -196,7 +203,8 @@ class Program:
         wanted = [True] * n_out
         for row, n in zip(self.rows, run.counts):
             wanted += [row.result in _NEW] * n
-        self._lane, self._used = lane.pruned(wanted)
+        lane, self._used = lane.pruned(wanted)
+        self._lane = dataclasses.replace(lane, jaxpr=fails_everywhere(lane.jaxpr, self.devices))
 
     def _combine(self, run: Run, lane: Lane, i: int, row: Row, after: list[Any]) -> None:
         """Refuses a reduction that a state does not take; traces that by a function."""
@@ -211,6 +219,7 @@ class Program:
             stacked = [with_lanes(x, self.lanes, self._sharding) for x in after]
             old = run.everything[at : at + n]
             made = Combination(rule, row.path, self._specs[i], run.treedefs[i], stacked, old, after)
+            made.jaxpr = fails_everywhere(made.jaxpr, self.devices)
             self._combinations[i] = made
             self.may_be_kept &= not made.holds_tracer
 

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from ._annotations import checked
 from ._keys import as_key
 from ._rest import Rest, split
+from ._treescope import below, show_node
 from ._values import dotted, fit, own, Path, PyTree, refuse_recursive, Struct, through
 
 
@@ -234,16 +235,30 @@ class State(_Module, Generic[T]):
             )
         return getattr(leaves[0], attribute)
 
-    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        if self.handle is not None:
-            path, struct = self.handle.path, self.handle.struct.tree
-            docs = [wl.TextDoc(f"handle of `{dotted(path)}`"), wl.pdoc(struct, **kwargs)]
-        else:
-            docs = [
-                wl.pdoc(self.data if self.rest is None else self.rest.fill(self.data), **kwargs)
-            ]
+    def _shown(self) -> tuple[str, Any, list[tuple[str, Any]]]:
+        """What it is a handle of, if it is one; its value, or the shapes of that; the rest."""
         static = {k: v for k, v in static_fields(self).items() if k != "rest"}
         named = [(k, v) for k, v in static.items() if v is not None]
+        if self.handle is not None:
+            return f"handle of `{dotted(self.handle.path)}`", self.handle.struct.tree, named
+        return "", self.data if self.rest is None else self.rest.fill(self.data), named
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        return self._node(subtree_renderer, path, below(path, ".value"))
+
+    def _node(self, render: Any, path: str | None, value_path: str | None) -> Any:
+        """What treescope shows; the value need not be found at the State, but in a context."""
+        handle, value, named = self._shown()
+        if handle or isinstance(value, jax.ShapeDtypeStruct):
+            shown = eqx.tree_pformat(value, struct_as_array=True, width=10**6)
+        else:
+            shown = render(value, path=value_path)
+        parts = [("", handle)] * bool(handle) + [("", shown)]
+        return show_node(type(self), parts + [(f"{k}=", repr(v)) for k, v in named], path)
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        handle, value, named = self._shown()
+        docs = [wl.TextDoc(handle)] * bool(handle) + [wl.pdoc(value, **kwargs)]
         docs += wl.named_objs(named, **kwargs)
         return wl.bracketed(
             begin=wl.TextDoc(type(self).__name__ + "("),

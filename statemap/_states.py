@@ -18,6 +18,7 @@ from ._load import LoadReport, match_old, OldStates, read_old
 from ._overlay import moved_of, replaced, Watched, with_moved
 from ._slots import collect, in_order, intern_slots, merge_pairs, Slot, Slots, states_in
 from ._state import is_state, State
+from ._treescope import below, show_node
 from ._values import dotted, fit, own, Path, PyTree
 
 
@@ -365,6 +366,13 @@ class States(Immutable):
             end=wl.TextDoc(")"),
             indent=kwargs["indent"],
         )
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        parts = [
+            (f"{name}=", state._node(subtree_renderer, None, below(path, f"[{name!r}]")))
+            for name, state in zip(self._slots.names(), self._slots.states(self._values))
+        ]
+        return show_node(type(self), parts, path)
 
     def __repr__(self) -> str:
         return eqx.tree_pformat(self, struct_as_array=True)

@@ -170,3 +170,34 @@ def test_calls(f):
     found = eqn(f, X, X, name=tuple(_jax._CALLS))
     (part,) = _jax.inside(found)
     assert part.inputs == [0, 1] and len(part.jaxpr.outvars) == 2
+
+
+def test_what_is_called_back_and_by_each_device():
+    seen = []
+
+    def host(x):
+        seen.append(1)
+        return x
+
+    call = lambda x: jax.pure_callback(host, x, x)
+    back = eqn(call, X, name={"pure_callback"})
+    assert _jax.called_back(back) is host
+    around = eqn(lambda x: jax.lax.cond(x > 0, call, lambda x: x, x), X, name={"cond"})
+    assert _jax.called_back(around) is None
+    assert [len(j.eqns) for j in _jax.jaxprs_in(around)] == [0, 1]
+    bare = _jax.with_jaxprs(around, lambda j: _jax.with_equations(j, [], j.invars))
+    assert [len(j.eqns) for j in _jax.jaxprs_in(bare)] == [0, 0]
+
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    each = _jax.on_each_device(back, mesh)
+    assert list(each.invars) == list(back.invars) and list(each.outvars) == list(back.outvars)
+    closed = jax.make_jaxpr(call)(X).jaxpr
+    eqns = [_jax.on_each_device(closed.eqns[0], mesh)]
+    program = _jax.with_equations(closed, eqns, closed.outvars)
+    assert jax.jit(lambda x: _jax.eval_jaxpr(program, [], x))(X)[0] == X
+    assert len(seen) == 8
+
+
+def test_jit_is_that_of_jax():
+    assert _jax.jit is jax.jit  # without `EQX_ON_ERROR=breakpoint`
+    assert jax.jit.__globals__["__name__"].startswith("jax.")
