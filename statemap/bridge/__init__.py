@@ -22,11 +22,12 @@ from ._adopt import adopt as adopt, Adopted as Adopted
 
 
 if TYPE_CHECKING:
+    from ._equinox import equinox as equinox
     from ._nnx import nnx as nnx
 
 
 # The bridges, with what has to be installed. A library is imported when its bridge is asked for.
-_PACKAGES = {"nnx": "flax"}
+_PACKAGES = {"equinox": "equinox", "nnx": "flax"}
 
 
 def __getattr__(name: str) -> Any:

@@ -69,7 +69,7 @@ def bridged(
     library: Library,
     tree: Any,
     kinds: Kinds | None,
-    default: Mapping[Any, type[State[Any]]],
+    default: Kinds,
     is_node: IsNode | None = None,
     origin: Any = None,
 ) -> tuple[Adopted[Any], States]:
@@ -94,7 +94,7 @@ def bridged(
             continue
         kind = ask(path, node)
         if kind is None:
-            kind = RandomState if _is_key(value) else _first(default, path, node) or LongTermState
+            kind = RandomState if _is_key(value) else _one(default, path, node) or LongTermState
         is_legacy = issubclass(kind, RandomState) and not _is_key(value)
         nodes.append(Node(path, outer, None, is_legacy))
         try:
@@ -122,7 +122,7 @@ def _asked(kinds: Kinds | None, name: str) -> KindOf:
     def ask(path: Path, node: Any) -> type[State[Any]] | None:
         if kinds is None:
             return None
-        kind = _first(kinds, path, node) if isinstance(kinds, Mapping) else kinds(path, node)
+        kind = _one(kinds, path, node)
         if kind is None or isinstance(kind, type) and issubclass(kind, State):
             return kind
         raise TypeError(
@@ -132,8 +132,12 @@ def _asked(kinds: Kinds | None, name: str) -> KindOf:
     return ask
 
 
-def _first(kinds: Mapping[Any, Any], path: Path, node: Any) -> Any:
-    """The kind of the nearest class of a node, else of the string that its path begins with."""
+def _one(kinds: Kinds, path: Path, node: Any) -> Any:
+    """What a function says; or the kind of the nearest class of a node, else of the string that its
+    path begins with.
+    """
+    if not isinstance(kinds, Mapping):
+        return kinds(path, node)
     for cls in type(node).__mro__:
         if cls in kinds:
             return kinds[cls]

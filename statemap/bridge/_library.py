@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .._exact import exact
 from .._pickle import name_of
+from .._rest import static_key
 from .._values import dotted, Path, to_path
 
 
@@ -73,7 +73,7 @@ class Fixed:
 
     def __init__(self, node: Any):
         leaves, treedef = jax.tree.flatten(node)
-        self.node, self.key = node, (treedef, tuple(map(exact, leaves)))
+        self.node, self.key = node, (treedef, tuple(map(static_key, leaves)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fixed) and self.key == other.key
