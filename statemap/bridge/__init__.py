@@ -18,7 +18,7 @@ Each library has a file of its own, which is imported when it is asked for.
 import importlib
 from typing import Any, TYPE_CHECKING
 
-from ._adopt import adopt as adopt, Adopted as Adopted
+from ._adopt import adopt as adopt, Adopted as Adopted, unbind as unbind
 
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _PACKAGES = {"equinox": "equinox", "nnx": "flax"}
 
 def __getattr__(name: str) -> Any:
     if name not in _PACKAGES:
-        known = ", ".join(f"`{n}`" for n in ("adopt", *_PACKAGES))
+        known = ", ".join(f"`{n}`" for n in ("adopt", "unbind", *_PACKAGES))
         raise AttributeError(f"`statemap.bridge` has no `{name}`. It has {known}.")
     try:
         return getattr(importlib.import_module(f"._{name}", __name__), name)

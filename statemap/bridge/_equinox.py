@@ -190,6 +190,10 @@ class _Container:
         """
         self.model, self.rest, self.structure = model, rest, structure
 
+    def __reduce__(self) -> tuple:
+        count = range(self.structure.num_leaves)
+        return _unpickled, (self.model, self.rest, self.structure.unflatten(count))
+
     @staticmethod
     def of(model: Any, state: eqx.nn.State, name: str, is_new: bool = False) -> "_Container":
         """**Arguments:**
@@ -254,6 +258,10 @@ class _Container:
         rest = iter(self.rest)
         leaves = [new[i] if i in new else next(rest) for i in range(self.structure.num_leaves)]
         return eqx.nn.delete_init_state(self.model), self.structure.unflatten(leaves)
+
+
+def _unpickled(model: Any, rest: list[Any], state: eqx.nn.State) -> _Container:
+    return _Container(model, rest, jax.tree.structure(state))
 
 
 def _places(model: Any) -> Iterator[tuple[Path, eqx.nn.StateIndex]]:

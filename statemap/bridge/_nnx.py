@@ -6,13 +6,13 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx as _nnx
 
-from .._exact import exact
+from .._rest import static_key
 from .._state import LongTermState, ParamState, RandomState, State
 from .._states import States
-from .._values import dotted
+from .._values import dotted, Path
 from ._adopt import bridged, Kinds
 from ._adopted import Adopted
-from ._library import Library
+from ._library import Library, nodes_of
 
 
 M = TypeVar("M")
@@ -70,7 +70,8 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
 
     **Raises:**
 
-    `TypeError` if `module` is none of NNX's or holds no array.
+    `TypeError` if `module` is none of NNX's, holds no array, or has variables that are references
+    (`ref=True`, `hijax=True`).
     """
     if isinstance(module, type) or not isinstance(module, _nnx.Pytree):
         raise TypeError(
@@ -79,6 +80,16 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
             "Right:  bridge.nnx(Net(rngs=nnx.Rngs(0)))"
         )
     graphdef, state = _nnx.split(module)
+    for path, variable in nodes_of(state, _is_variable)[0]:
+        said = variable.get_metadata() if _is_variable(variable) else {}
+        if said.get("ref") or said.get("hijax"):
+            raise TypeError(
+                f"`{dotted(path)}` of `{type(module).__name__}` is mutable by itself "
+                f"({'`ref=True`' if said.get('ref') else '`hijax=True`'}), and no array that a "
+                "context could hold.\n"
+                "Wrong:  bridge.nnx(module)\n"
+                "Right:  bridge.nnx(nnx.with_vars(module, ref=False, hijax=False))"
+            )
     library = _Module(type(module), graphdef)
     return bridged(library, state, kinds, _KINDS, _is_variable, module)
 
@@ -104,19 +115,24 @@ class _Module(Library):
     def has_method(self, name: str) -> bool:
         return callable(getattr(self.cls, name, None))
 
+    def current(self, origin: Any, tree: Any) -> Any:
+        return _nnx.state(origin)
+
     def write(self, origin: Any, tree: Any) -> None:
         _nnx.update(origin, tree)
 
     def _refuse_static(self, built: Any, before: Any) -> None:
-        modules = dict(_nnx.iter_modules(before))
-        found = ["An attribute that is no variable"]
-        for path, module in _nnx.iter_modules(built):
-            own = vars(modules.get(path, before))
-            for name, value in vars(module).items():
-                is_static = not name.startswith("_") and not isinstance(value, _nnx.Pytree)
-                if is_static and name in own and exact(own[name]) != exact(value):
-                    shown = f"from {own[name]!r} to {value!r}"
-                    found.insert(0, f"`{dotted((*path, name))}` was changed {shown}, which")
+        now, then = _attributes(built), _attributes(before)
+        found = [
+            f"`{dotted(path)}` was changed from {then[path][1]!r} to {now[path][1]!r}, which"
+            for path in now
+            if path in then and then[path][0] != now[path][0]
+        ]
+        found += [f"`{dotted(path)}` was added, which" for path in now if path not in then]
+        found += [f"`{dotted(path)}` was taken away, which" for path in then if path not in now]
+        found.append(
+            "What is no array of a variable, an attribute or its metadata, was changed, and"
+        )
         raise ValueError(
             f"{found[0]} is static in a call of `{self.name}`, so that the change would be lost. "
             "Change it in the module, and bridge that again, which takes the same context; or in a "
@@ -124,6 +140,16 @@ class _Module(Library):
             "Wrong:  model.method(lambda module, x: (module.eval(), module(x))[1])\n"
             "Right:  module.eval(); model, _ = bridge.nnx(module)"
         )
+
+
+def _attributes(module: Any) -> dict[Path, tuple[Any, Any]]:
+    """The attributes of modules that are static, each with what it is compared by."""
+    return {
+        (*path, name): (static_key(value), value)
+        for path, part in _nnx.iter_modules(module)
+        for name, value in vars(part).items()
+        if not name.startswith("_") and not isinstance(value, _nnx.Pytree | _nnx.Variable)
+    }
 
 
 def _is_variable(x: Any) -> bool:
