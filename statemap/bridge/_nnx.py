@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx as _nnx
 
+from .._exact import PLAIN
+from .._pickle import name_of
 from .._rest import static_key
 from .._state import LongTermState, ParamState, RandomState, State
 from .._states import States
@@ -90,7 +92,7 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
                 "Wrong:  bridge.nnx(module)\n"
                 "Right:  bridge.nnx(nnx.with_vars(module, ref=False, hijax=False))"
             )
-    library = _Module(type(module), graphdef)
+    library = _Module(type(module), graphdef, _attributes(module))
     return bridged(library, state, kinds, _KINDS, _is_variable, module)
 
 
@@ -98,6 +100,7 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
 class _Module(Library):
     cls: type
     graphdef: Any
+    attributes: Any  # what is static in it; NNX has `1`, `1.0` and `True` equal
 
     @property
     def name(self) -> str:  # pyright: ignore
@@ -108,8 +111,10 @@ class _Module(Library):
 
     def take(self, built: Any, tree: Any) -> Any:
         graphdef, state = _nnx.split(built)
-        if graphdef != self.graphdef and jax.tree.structure(state) == jax.tree.structure(tree):
-            self._refuse_static(built, self.build(tree))
+        if jax.tree.structure(state) == jax.tree.structure(tree):
+            attributes = _attributes(built)
+            if graphdef != self.graphdef or attributes != self.attributes:
+                self._refuse_static(attributes)
         return state
 
     def has_method(self, name: str) -> bool:
@@ -121,12 +126,12 @@ class _Module(Library):
     def write(self, origin: Any, tree: Any) -> None:
         _nnx.update(origin, tree)
 
-    def _refuse_static(self, built: Any, before: Any) -> None:
-        now, then = _attributes(built), _attributes(before)
+    def _refuse_static(self, now: Any) -> None:
+        then = self.attributes
         found = [
-            f"`{dotted(path)}` was changed from {then[path][1]!r} to {now[path][1]!r}, which"
+            f"`{dotted(path)}` was changed from {then[path].value!r} to {now[path].value!r}, which"
             for path in now
-            if path in then and then[path][0] != now[path][0]
+            if path in then and then[path] != now[path]
         ]
         found += [f"`{dotted(path)}` was added, which" for path in now if path not in then]
         found += [f"`{dotted(path)}` was taken away, which" for path in then if path not in now]
@@ -142,14 +147,38 @@ class _Module(Library):
         )
 
 
-def _attributes(module: Any) -> dict[Path, tuple[Any, Any]]:
-    """The attributes of modules that are static, each with what it is compared by."""
+class _Exact:
+    """A static attribute, and what it is compared by."""
+
+    def __init__(self, value: Any):
+        self.value, self.key = value, static_key(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Exact) and self.key == other.key
+
+    def __reduce__(self) -> tuple:
+        return _Exact, (self.value,)
+
+    def __repr__(self) -> str:  # which tells compiled functions apart, too
+        return name_of(self.value)
+
+
+def _attributes(module: Any) -> dict[Path, _Exact]:
+    """The attributes of the nodes of a module that are static."""
+    nodes = ((path, x) for path, x in _nnx.iter_graph(module) if isinstance(x, _nnx.Pytree))
     return {
-        (*path, name): (static_key(value), value)
-        for path, part in _nnx.iter_modules(module)
-        for name, value in vars(part).items()
-        if not name.startswith("_") and not isinstance(value, _nnx.Pytree | _nnx.Variable)
+        (*path, name): _Exact(value)
+        for path, node in nodes
+        for name, value in vars(node).items()
+        if not name.startswith("_pytree__") and _is_plain(value)
     }
+
+
+def _is_plain(x: Any) -> bool:
+    if isinstance(x, tuple):
+        return all(map(_is_plain, x))
+    is_node = isinstance(x, _nnx.Pytree | _nnx.Variable)
+    return x is None or isinstance(x, PLAIN) or callable(x) and not is_node
 
 
 def _is_variable(x: Any) -> bool:
