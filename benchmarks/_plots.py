@@ -40,6 +40,10 @@ PLOTS: dict[str, tuple[Panel, ...]] = {
     ),
     "devices": (Panel("call over eight devices", "ratio", title="Lanes over eight devices"),),
     "shim": (Panel("call of mutable states", "us", title="The same text on either library"),),
+    "bridge": (
+        Panel("NNX model, warm call", "ratio", "blocks, N", "A Flax NNX model, warm call"),
+        Panel("Equinox model, warm call", "ratio", "blocks, N", "An Equinox model, warm call"),
+    ),
     "growth": (
         Panel("all of N states touched", "us", title="All states touched"),
         Panel("two of N states touched", "us", title="Two states touched"),

@@ -10,7 +10,8 @@ import sys
 
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from _side_by_side import filled
+import _measured
+import _side_by_side
 
 
 # In a signature, where every word is highlighted by itself, and in the text of a tooltip.
@@ -22,7 +23,7 @@ _PLAIN = re.compile(r"\b(statemap\.)_\w+\._?(?=[A-Z])")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    return filled(markdown)
+    return _measured.filled(_side_by_side.filled(markdown))
 
 
 def on_post_page(output: str, **_: object) -> str:

@@ -5,20 +5,22 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ._axes import along, argument_axes
+from ._axes import along, argument_axes, argument_labels
 from ._cache import Cache
 from ._container import AnyFrame, refuse_unhashable
 from ._devices import Devices
 from ._donation import claim, disclaim
 from ._exact import exact
-from ._jax import is_base_trace, placement, trace_context, type_of
+from ._jax import is_base_trace, is_ref, placement, trace_context, type_of
 from ._options import Options
 from ._program import Program, Retrace
+from ._refs import GivenRefs
 from ._run import Run
-from ._signature import Function, Inputs, mark_static, split_leaves
+from ._signature import Function, Inputs, mark_static, split_leaves, static_objects
 from ._slots import Slots
 from ._states import States
 from ._values import refuse_labels, refuse_recursive
+from ._watch import facts_of
 
 
 class Programs(NamedTuple):
@@ -26,10 +28,11 @@ class Programs(NamedTuple):
 
     made: Cache[Program]  # by signature
     last: Cache[Program]  # by what of a signature is known without looking at arrays
+    facts: tuple | None  # what their function reached of other libraries' objects
 
     @staticmethod
-    def none_yet(size: int) -> "Programs":
-        return Programs(Cache(size), Cache(size))
+    def none_yet(size: int, facts: tuple | None = None) -> "Programs":
+        return Programs(Cache(size), Cache(size), facts)
 
 
 class Call:
@@ -66,6 +69,11 @@ class Call:
                 self._refuse_list(k, arg)
         leaves, treedef = jax.tree.flatten((args, kwargs))
         arrays, statics = split_leaves(leaves, args, kwargs)
+        self.refs = None
+        if statics is not None and any(map(is_ref, leaves)):
+            self.refs = GivenRefs(
+                leaves, argument_labels(function.rebuild(function.arrays), args, kwargs)
+            )
         self.inputs = (treedef, statics, len(extra), options.donate_argnums)
         self.devices = self._devices(args, kwargs, arrays)
         self.arrays = [*arrays, *extra, *function.arrays]
@@ -77,6 +85,7 @@ class Call:
             frame,
             treedef,
             statics and exact(statics),
+            facts_of(static_objects(args, kwargs, statics)),
             self.devices,
             function.structure,
         )
@@ -95,11 +104,19 @@ class Call:
         program = self._last()
         if program is not None:
             try:
-                return program, *self._run(program, context)
+                return program, *self._run_refs(program, context)
             except Retrace:  # other shapes, or another trace context
                 pass
         program = self.program()
-        return program, *self._run(program, context)
+        return program, *self._run_refs(program, context)
+
+    def _run_refs(self, program: Program, context: States | None) -> tuple[Any, tuple[Any, ...]]:
+        if self.refs is None:
+            return self._run(program, context)
+        self.refs.refuse_closed_over(program.constants)
+        (out, finals), new = self._run(program, context)
+        self.refs.write_back(program.ref_is_mapped, finals, program.ref_is_written)
+        return out, new
 
     def _run(self, program: Program, context: States | None) -> tuple[Any, tuple[Any, ...]]:
         donates = program.donates and is_base_trace()

@@ -9,6 +9,8 @@ from jaxtyping import PyTree
 
 from ._axes import is_array
 from ._exact import exact
+from ._foreign import find_foreign, refuse_foreign
+from ._jax import is_ref
 from ._overlay import moved_of
 from ._slots import intern_slots, Slot, Slots
 from ._state import is_state, State, static_fields, with_fields
@@ -127,6 +129,7 @@ def pack(container: PyTree) -> tuple[Slots, tuple[Any, ...], "AnyFrame", tuple[A
     if type(container) is States:
         return container._slots, tuple(container._values), _CONTEXT, ()
     refuse_recursive(container, "The container of the states")
+    refuse_no_context(container)
     with_path, treedef = jax.tree_util.tree_flatten_with_path(container, is_leaf=_is_leaf)
     slots: list[Slot] = []
     values: list[Any] = []
@@ -145,6 +148,11 @@ def pack(container: PyTree) -> tuple[Slots, tuple[Any, ...], "AnyFrame", tuple[A
                 aliases = tuple((*path, *alias) for alias in slot.aliases)
                 slots.append(slot._replace(path=(*path, *slot.path), aliases=aliases))
             values.extend(leaf._values)
+        elif is_ref(leaf):
+            raise TypeError(
+                f"The container of the states holds a Ref, at `{dotted(path)}`. Make it a state, "
+                "or give it as an argument."
+            )
         elif is_array(leaf):
             entries.append(_Array(len(arrays)))
             arrays.append(leaf)
@@ -164,6 +172,15 @@ def pack(container: PyTree) -> tuple[Slots, tuple[Any, ...], "AnyFrame", tuple[A
         tuple(values),
         Frame(treedef, tuple(entries), paths, tuple(map(exact, entries))),
         tuple(arrays),
+    )
+
+
+def refuse_no_context(container: Any) -> None:
+    """Refuses an object of another library, which keeps its states, in the place of a context."""
+    refuse_foreign(
+        find_foreign(container),
+        "A mapping takes the states first, a context, and was given",
+        "out, states = mapped(module, x)",
     )
 
 

@@ -11,18 +11,21 @@ import jax.numpy as jnp
 from ._axes import argument_size, lane_count, move_axis, normalise
 from ._devices import Devices
 from ._errors import BatchAxisError
-from ._jax import lanes_sharding, lay_lanes, with_lanes, without_axis
+from ._foreign import refuse_foreign
+from ._jax import is_ref, lanes_sharding, lay_lanes, with_lanes, without_axis
 from ._keys import one_key
 from ._lane import Lane
 from ._make import bind, call, is_made
 from ._members import MemberAxes
 from ._options import check_axis_size
+from ._refs import refuse_closed_over
 from ._slots import intern_slots, Slots
 from ._state import is_state, RandomState, with_fields
 from ._state_axes import Axis, StateAxes, StateAxisSpec
 from ._states import make_states, States
 from ._streams import split_lanes
 from ._values import dotted, function_name, Path, short, to_path
+from ._watch import make_inside, run_watched
 
 
 M = TypeVar("M")
@@ -150,6 +153,7 @@ def new_states(
     devices: Devices | None,
 ) -> tuple[Any, States, MemberAxes]:
     """`vmap2_new_states`, and with `devices` `pmap2_new_states`."""
+    refuse_foreign(make, "New states are made by", "sm.vmap2_new_states(module, axis_size=10)")
     if not callable(make) or is_made(make):
         raise TypeError(
             f"New states are made by a class or a function, not by {short(make)}: it runs in the "
@@ -199,8 +203,8 @@ def new_states(
     ]
     run = _Run(make, kwargs, treedef, impl, state_tag, StateAxes.parse(state_out_axes, _OUT))
     types = [without_axis(x, a) for x, a in zip(given, leaf_axes)]
-    name = function_name(make)
-    lane = Lane.trace(run.lane, types, name, axis_name, lanes)
+    lane = Lane.trace(run.lane, types, function_name(make), axis_name, lanes)
+    refuse_closed_over(make, lane, devices)
     mapping = _mapping(axis_name, spmd_axis_name, devices)
     every = list(range(len(lane.jaxpr.outvars)))
     differ = lane.differ(every, mapping, given, leaf_axes, lanes, sharding)
@@ -216,11 +220,8 @@ def new_states(
     is_one = devices is None and sharding is None
     values, arrays = (program if is_one else jax.jit(program))(leaves)
     paths = [slot.path for slot in run.slots.entries]
-    return (
-        run.model(arrays),
-        make_states(run.slots, tuple(values)),
-        MemberAxes(dict(zip(paths, run.axes))),
-    )
+    member_axes = MemberAxes(dict(zip(paths, run.axes)))
+    return run.model(arrays), make_states(run.slots, tuple(values)), member_axes
 
 
 _OUT = "state_out_axes"
@@ -247,6 +248,8 @@ def _mapped(
         if axis is None:
             continue
         leaves, treedef = jax.tree.flatten(kwargs.pop(name))
+        if any(map(is_ref, leaves)):
+            raise TypeError(f"The argument `{name}` is a Ref: give what is in it, `ref[...]`.")
         at = [argument_size(f"argument `{name}`", jnp.shape(x), axis) for x in leaves]
         sizes += [(f"argument `{name}`", size) for _, size in at]
         mapped[name] = jax.tree.unflatten(treedef, [jnp.asarray(x) for x in leaves])
@@ -289,7 +292,7 @@ class _Run:
         mapped = jax.tree.unflatten(self.treedef, leaves)
         if self.impl is not None:
             mapped["key"] = jax.random.wrap_key_data(mapped["key"], impl=self.impl)
-        made, keys = call(self.make, (), {**self.kwargs, **mapped})
+        made, keys = run_watched(self.make, (), {**self.kwargs, **mapped}, make_inside, call)
         if isinstance(made, tuple) and len(made) >= 2 and isinstance(made[1], States):
             model, states = made[0], made[1]
             keys.refuse_unused()

@@ -9,6 +9,7 @@ were tried with jax 0.8.2, 0.10.2 and 0.12.0; `tests/test_jax.py` fails by name 
 - `ShapedArray.update`, `NamedSharding.update`: the type of an array with another shape.
 - `Jaxpr.replace`, `JaxprEqn.replace`: a program without what is merely passed on.
 - `Inline` (0.12): `inline=True` comes to mean less there.
+- `Jaxpr.effects`, by the names of their classes: which Refs are written.
 - `make_user_context` (0.8): a part of the key of JAX's caches.
 - parameters of the primitives of control flow, for `passed_on` and `inside`.
 """
@@ -36,6 +37,9 @@ eval_jaxpr = jax.core.eval_jaxpr
 make_user_context = jax.make_user_context
 # Inside an outer trace, a mapping is its equations.
 INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True  # pyright: ignore
+
+
+REF: tuple[type, ...] = (jax.Ref,) if hasattr(jax, "Ref") else ()
 
 
 def trace_state() -> Any:
@@ -255,6 +259,32 @@ def _lies(x: Any) -> Any:
 def _spec(aval: Any) -> tuple[Any, ...]:
     spec = tuple(aval.sharding.spec)
     return spec + (None,) * (len(aval.shape) - len(spec))
+
+
+def is_ref(x: Any) -> bool:
+    """Whether something is a `jax.Ref`, or traced in the place of one."""
+    return isinstance(x, REF)
+
+
+def new_ref(x: Any, axis: int | None) -> Any:
+    """In a lane, a Ref that begins as an array, of which the lanes are on an axis.
+
+    `jax.vmap` (0.10) gets the shapes of a Ref wrong whose lanes are not on axis 0; there a reshape
+    brings them.
+    """
+    if axis:
+        x = jax.lax.squeeze(jax.lax.reshape(x, (1, *x.shape)), (0,))
+    return jax.new_ref(x)
+
+
+def written_refs(jaxpr: Any) -> set[Any]:
+    """The variables of a program, Refs, that it writes to."""
+    effects = [(eqn, effect) for eqn in jaxpr.eqns for effect in eqn.effects]
+    return {
+        effect.input if hasattr(effect, "input") else eqn.invars[effect.input_index]
+        for eqn, effect in effects
+        if type(effect).__name__ in ("WriteEffect", "AccumEffect")
+    }
 
 
 def axis_names(jaxpr: Any) -> set[Hashable]:

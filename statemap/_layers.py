@@ -1,5 +1,6 @@
 """Layers whose arrays are states: declared in a model, filled in from a context."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, cast, TypeVar
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from ._equinox import index_of, initial_value, is_emptied, is_index
+from ._foreign import refuse_foreign
 from ._pickle import name_of
 from ._rest import difference
 from ._state import is_state, LongTermState, State
@@ -82,11 +84,19 @@ def declare(layer: M, kind: KindOf) -> M:
     `eqx.nn.make_with_state` has taken the initial values of a stateful layer out already.
     """
     kinds = _kinds(kind)
+    refuse = functools.partial(
+        refuse_foreign,
+        what="`declare` makes the arrays of a layer states, and was given",
+        wrong="self.layer = sm.declare(module, sm.ParamState)",
+        then="out, states = net(states, x)",
+    )
+    refuse(layer)
     nodes: dict[int, tuple[Any, Any]] = {}  # with the node, so that its id stays its own
     indices: dict[Any, Any] = {}
     found = []
 
     def walk(node: Any, path: Path) -> Any:
+        refuse(node)
         if is_state(node):
             found.append(node)
             return node

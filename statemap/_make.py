@@ -12,6 +12,7 @@ import jax
 
 from ._annotations import check_fields
 from ._fields import Keys, make_fields
+from ._foreign import refuse_foreign
 from ._pending import holds_states, Pending
 from ._pickle import name_of
 from ._slots import collect, find_states
@@ -22,6 +23,8 @@ from ._values import dotted, function_name, Path, Struct
 
 P = ParamSpec("P")
 M = TypeVar("M", covariant=True)
+
+_THEN = "out, states = net(states, x)"
 
 
 @runtime_checkable
@@ -79,6 +82,12 @@ def make_with_states(make: Callable[P, M]) -> _WithStates[P, M]:
     or of no use.
     """
 
+    refuse_foreign(
+        make,
+        "`make_with_states` was given",
+        "model, states = sm.make_with_states(module)()",
+        then=_THEN,
+    )
     if not callable(make) or is_made(make):
         raise TypeError(
             "`make_with_states` takes what makes a model, a class or a function, and was given "
@@ -144,6 +153,12 @@ def bind(model: M, keys: Keys | None = None) -> tuple[M, States]:
 
     - `keys`: for the fields whose states are made here.
     """
+    refuse_foreign(
+        model,
+        "What makes a model returned",
+        "model, states = sm.make_with_states(Module)(...)",
+        then=_THEN,
+    )
     if keys is not None:
         model = make_fields(model, keys)
         keys.refuse_unused()

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ._axes import AxisSpec
 from ._devices import DeviceSpec
 from ._errors import near
+from ._foreign import refuse_foreign
 from ._init import vmap2_new_states
 from ._make import is_made
 from ._mapping import StatefulMapping
@@ -154,6 +155,7 @@ class Map(eqx.Module, Generic[M]):
             )
         if behavior == "vmap" and devices is not None:
             raise ValueError("`devices` is for `behavior='pmap'`.")
+        refuse_foreign(module, "`Map` was given", "sm.Map(module, 10)")
         if is_made(module) or not callable(module):
             raise TypeError(
                 "`Map` makes the model itself, once, for all members.\n"
@@ -227,9 +229,8 @@ class Map(eqx.Module, Generic[M]):
         if self.behavior == "pmap":
             made = pmap2_new_states(self._make, kwargs, devices=self.devices, **options)
         else:
-            made = vmap2_new_states(
-                self._make, kwargs, spmd_axis_name=self.spmd_axis_name, **options
-            )
+            spmd = self.spmd_axis_name
+            made = vmap2_new_states(self._make, kwargs, spmd_axis_name=spmd, **options)
         model, states, axes = made
         by_axis: dict[Axis, list[State]] = {axis: [] for axis in axes}
         for slot, spec, value in zip(states._slots.entries, states._slots.specs, states._values):
@@ -390,9 +391,8 @@ def _update(module: Any, states: Any, *args: Any, **kwargs: Any) -> Any:
 def _method(module: Any, name: str) -> Callable[..., Any]:
     method = getattr(module, name, None)
     if not callable(method):
-        known = [
-            n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n, None))
-        ]
+        public = [n for n in dir(module) if not n.startswith("_")]
+        known = [n for n in public if callable(getattr(module, n, None))]
         raise AttributeError(
             f"`{type(module).__name__}` has no method `{name}`."
             + near(name, known, "It has no public methods.", "It has")

@@ -12,6 +12,7 @@ from ._cache import Cache
 from ._call import Call, Programs
 from ._container import first_argument, pack
 from ._filters import Filter
+from ._foreign import refuse_foreign
 from ._jax import is_base_trace
 from ._options import Options, Policy
 from ._overlay import Chosen, moved_of, with_moved
@@ -23,6 +24,7 @@ from ._state_axes import Axis, StateAxisSpec
 from ._states import make_states, States
 from ._values import function_name
 from ._warm import as_overlay, is_plain, warm_call, WarmCall
+from ._watch import Reach, reach, refuse_changed
 
 
 P = ParamSpec("P")
@@ -99,6 +101,7 @@ class StatefulMapping(Generic[P, R]):
 
         The others are those of [`statemap.vmap2`][].
         """
+        refuse_foreign(fn, "A mapping was given as its function", "sm.vmap2(module)")
         if not callable(fn):
             raise TypeError(f"A mapping maps a function, and {fn!r} can't be called.")
         options = Options(
@@ -126,6 +129,7 @@ class StatefulMapping(Generic[P, R]):
         self._name = name
         self._function: Function | None = None
         self._programs: Programs | None = None
+        self._reach: Reach | None = None  # of objects of other libraries, as they were traced
         self._warm: WarmCall | None = None
         self._is_frozen = False
         self._static = static_arguments(fn, options.static_argnums, options.static_argnames)
@@ -179,8 +183,9 @@ class StatefulMapping(Generic[P, R]):
         call = self._call(slots, values, frame, extra, args[1:], kwargs)
         program, out, new = call.run(donated)
         out = self._finish(out, program) if program.special else out
-        self._is_frozen = call.function.is_frozen
+        self._is_frozen = call.function.is_frozen and self._reach is None
         plain = is_plain(args, kwargs) and not program.inputs.donated
+        plain = plain and call.programs is self._programs
         chosen = self._remember(program, call, args) if plain else None
         if not program.changed and program.devices is None:
             return out, container  # pyright: ignore
@@ -327,26 +332,46 @@ class StatefulMapping(Generic[P, R]):
         function, programs = self._function, self._programs
         if function is None or not function.is_frozen:
             function = self._function = Function(self._fn, self._name)
-        if programs is None:
-            programs = self._programs = self._shared_programs(function)
+        if programs is None or self._reach is not None and not self._reach.is_same():
+            programs = self._refresh(function)
         return function, programs
 
-    def _shared_programs(self, function: Function) -> Programs:
-        programs, key = Programs.none_yet(_PROGRAMS), None
+    def _refresh(self, function: Function) -> Programs:
+        """The programs, once it is known what the function reaches of other libraries' objects:
+        if that has changed since it was traced, they are of no use.
+        """
+        before, now = self._reach, reach(self._fn)
+        if now is not None and now.holds_tracer:  # of a trace around, which ends
+            return Programs.none_yet(_PROGRAMS)
+        if before is not None:
+            refuse_changed(before.facts, now, self.__name__, f"sm.vmap2({self.__name__}, ...)")
+        self._reach = now
+        if self._programs is None:
+            self._programs = self._shared_programs(function, None if now is None else now.facts)
+        return self._programs
+
+    def _shared_programs(self, function: Function, facts: tuple | None) -> Programs:
+        programs, key = Programs.none_yet(_PROGRAMS, facts), None
         if not self._options.is_ours or function.holds_closure:
             return programs
         try:
             discard = _shared.discard  # when Python exits, the name goes first
             on_death = lambda _: discard(key)
             key = (function.key(on_death), self._options.key(on_death))
-            return _shared.get(key) or _shared.add(key, programs)
+            known = _shared.get(key)
+            if known is not None and known.facts != facts:  # what was traced is no more
+                _shared.replace(key, programs)
+                return programs
+            return known or _shared.add(key, programs)
         except (TypeError, ValueError):  # something static can't be hashed or compared
             return programs
 
     def _is_as_before(self) -> bool:
         """Whether a function whose arrays can change has not changed since the last call."""
-        function = self._function
-        return function is not None and (function.is_frozen or function.is_same(self._fn))
+        function, reached = self._function, self._reach
+        if function is None or reached is not None and not reached.is_same():
+            return False
+        return function.is_frozen or function.is_same(self._fn)
 
     def _warn(self, unexpected: tuple[str, ...]) -> None:
         if self._options.policy == "warn":

@@ -19,6 +19,7 @@ from ._jax import (
 from ._lane import Lane
 from ._overlay import Chosen
 from ._reduce import Combination, Reduction
+from ._refs import refuse_refs
 from ._refusals import refuse_axis, refuse_constants, refuse_effects, refuse_rule
 from ._rows import asks, place, Row, show_shapes
 from ._run import located, Run
@@ -73,6 +74,8 @@ class Program:
         self.outputs, self._out_treedef = run.outputs, run.out_treedef
         self._combinations: dict[int, Combination] = {}  # by the states' positions
         refuse_constants(run, lane)
+        self._n_finals, self.ref_is_written = run.n_finals, refuse_refs(run, lane)
+        self.ref_is_mapped = [run.axes[run.starts[-1] + j] is not None for j in inputs.refs]
         self._find_rows(run, lane)
         refuse_effects(run, self._lane)
 
@@ -211,6 +214,11 @@ class Program:
             self._combinations[i] = made
             self.may_be_kept &= not made.holds_tracer
 
+    @property
+    def constants(self) -> list[Any]:
+        """What the lane's program closes over."""
+        return self._lane.consts
+
     def fits(self, values: Sequence[Any]) -> bool:
         """Whether the states that the function looks at, and that do not go in, are as they were
         when it was traced. For what goes in, `jax.jit` finds that out.
@@ -334,7 +342,9 @@ class Program:
                 leaves.append(output)
             else:
                 leaves.append(self._put(next(results), output[1], 0))
-        return jax.tree.unflatten(self._out_treedef, leaves)
+        n = len(leaves) - self._n_finals
+        out = jax.tree.unflatten(self._out_treedef, leaves[:n])
+        return (out, leaves[n:]) if self.inputs.refs else out
 
     def _new_values(
         self, results: Any, moved_on: dict[int, jax.Array], before: dict[int, list[Any]]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ._equinox import holds_initial_values
 from ._exact import exact
+from ._foreign import refuse_foreign
 from ._pickle import from_pickle, name_of, to_pickle
 from ._values import as_array, describe, misfit, one_level, PyTree
 
@@ -137,6 +138,11 @@ def split(value: Any, owner: str) -> tuple[PyTree, Rest | None]:
     data, rest = [], []
     for where, leaf, parent in _leaves(value):
         if _is_static(leaf, parent):
+            refuse_foreign(
+                leaf,
+                f"The value of a {owner} is a pytree of arrays, and holds",
+                f"sm.{owner}(state)",
+            )
             _refuse_unhashable(where, leaf, owner)
             data.append(None)
             rest.append(leaf)

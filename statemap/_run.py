@@ -20,7 +20,7 @@ from ._axes import (
 )
 from ._container import AnyFrame
 from ._devices import Devices
-from ._jax import with_lanes, without_axis
+from ._jax import is_ref, with_lanes, without_axis
 from ._options import Options
 from ._overlay import Watched
 from ._signature import Function, Inputs, Static, unwrap
@@ -28,6 +28,7 @@ from ._slots import Slots
 from ._state import RandomState
 from ._state_axes import Axis
 from ._values import dotted, fit, function_name
+from ._watch import run_watched
 
 
 class Run:
@@ -41,6 +42,7 @@ class Run:
     # Of each leaf of the output, noted by the run: its path and the axis of its lanes, or `Static`.
     outputs: list[tuple[tuple, Axis] | Static]
     out_treedef: Any
+    n_finals: int  # how many outputs at the end are what is in Refs
     moved: list[bool]  # of each state, whether a mapping in the lane has moved it
 
     def __init__(
@@ -134,18 +136,20 @@ class Run:
             jax.tree.unflatten(treedef, [next(own) for _ in range(count)])
             for treedef, count in zip(self.treedefs, self.counts)
         )
-        arrays = flat[n:]
+        arrays, refs = self.inputs.make_refs(flat[n:], self.axes[n:])
         extra = tuple(self.inputs.container_arrays(arrays))
         fn = self.function.rebuild(self.inputs.function_arrays(arrays))
         args, kwargs = unwrap(*self.inputs.arguments(arrays))
         unlisted = frozenset(i for i, entry in enumerate(self.came) if entry is None)
         values = Watched(before, self.seen, unlisted)
         container = self.frame.fill(self.slots, values, extra)
-        out, returned = pair(fn(container, *args, **kwargs), fn, "A mapped function")
+        result = run_watched(fn, (container, *args), kwargs)
+        out, returned = pair(result, fn, "A mapped function")
         after, moved = self.frame.read(self.slots, returned, extra)
-        return self._sort_output(out) + self._sort_states(before, after, moved)
+        new = self._sort_states(before, after, moved)
+        return self._sort_output(out, refs) + new
 
-    def _sort_output(self, out: Any) -> list[Any]:
+    def _sort_output(self, out: Any, refs: list[Any]) -> list[Any]:
         with_path, self.out_treedef = jax.tree_util.tree_flatten_with_path(out)
         leaves = [_as_output(x) for _, x in with_path]
         axes = broadcast_axes(
@@ -153,6 +157,11 @@ class Run:
         )
         self.outputs = []
         for (path, _), leaf, axis in zip(with_path, leaves, axes):
+            if is_ref(leaf):
+                raise TypeError(
+                    f"The output{located(path)} is a Ref, which can't leave a lane. Return what is "
+                    "in it: `ref[...]`."
+                )
             if not eqx.is_array(leaf):
                 self.outputs.append(Static(leaf))
                 continue
@@ -162,7 +171,12 @@ class Run:
                     f"the lanes on axis {axis}, as `out_axes` says."
                 )
             self.outputs.append((path, axis))
-        return [x for x in leaves if eqx.is_array(x)]
+        # Then what is in the Refs that the lane was given a part of.
+        axes = [self.axes[self.starts[-1] + j] for j in self.inputs.refs]
+        finals = [(ref[...], axis) for ref, axis in zip(refs, axes) if axis is not None]
+        self.outputs += [((), axis) for _, axis in finals]
+        self.n_finals = len(finals)
+        return [x for x in leaves if eqx.is_array(x)] + [x for x, _ in finals]
 
     def _sort_states(self, before: Sequence[Any], after: Sequence[Any], moved: Any) -> list[Any]:
         flat: list[Any] = []

@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._axes import argument_labels
-from ._container import read_context
+from ._container import read_context, refuse_no_context
+from ._foreign import refuse_foreign
 from ._run import pair
 from ._states import make_states, States
-from ._values import describe, dotted, fit
+from ._values import describe, dotted, fit, function_name
+from ._watch import reach, refuse_changed, run_watched
 
 
 P = ParamSpec("P")
@@ -67,14 +69,25 @@ def scan(
     how many steps there are, or if an argument has no axis of time, or one of another length.
     """
 
+    refuse_foreign(step, "`scan` was given as its step", "sm.scan(module)(states, xs)")
+    traced: list[tuple] = []  # what the step reached of other libraries' objects at first
+
     def body(states: PyTree, xs: tuple[Any, ...]) -> tuple[PyTree, Any]:
-        out, after = pair(step(states, *xs), step, "A step")  # pyright: ignore
+        out, after = pair(run_watched(step, (states, *xs), {}), step, "A step")
         return _alike(states, after), out
 
     @functools.wraps(step, updated=())
     def steps(states: Any, /, *xs: Any) -> Any:
+        refuse_no_context(states)
         _check_time(step, xs, length)
-        states, outs = jax.lax.scan(body, states, xs, length, reverse, unroll)
+        now, one = reach(step), body
+        if now is not None and now.holds_tracer:
+            one = lambda *given: body(*given)  # a function that JAX has not traced yet
+        elif now is not None or traced:
+            if not traced:
+                traced.append(() if now is None else now.facts)
+            refuse_changed(traced[0], now, name := function_name(step), f"sm.scan({name})")
+        states, outs = jax.lax.scan(one, states, xs, length, reverse, unroll)
         return outs, states
 
     return steps  # pyright: ignore

@@ -16,6 +16,7 @@ import jax.core
 import numpy as np
 
 from ._exact import by_identity, exact
+from ._jax import is_ref, new_ref
 
 
 class _Dynamic(enum.Enum):
@@ -23,6 +24,7 @@ class _Dynamic(enum.Enum):
 
     ARRAY = enum.auto()
     NUMBER = enum.auto()
+    REF = enum.auto()  # given as its value
 
 
 _NUMBERS = (int, float, complex)
@@ -32,8 +34,9 @@ class _IsArray(dict[type, bool]):
     """By the type of a leaf, whether it is an array: asked for each leaf of each call."""
 
     def __missing__(self, cls: type) -> bool:
-        known = (jax.Array, jax.core.Tracer, np.ndarray, jax.ShapeDtypeStruct)
-        found = issubclass(cls, known)
+        # A tracer may stand for an array or for a Ref.
+        known = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
+        found = issubclass(cls, known) and not issubclass(cls, jax.core.Tracer)
         if found or cls.__module__ == "builtins":  # a class of the user's is not held
             self[cls] = found
         return found
@@ -128,18 +131,26 @@ def split_leaves(
     """
     if all(map(_is_array_type.__getitem__, map(type, leaves))):
         return leaves, None
-    markers = [_marker(x) for x in leaves]
+    markers = [_Dynamic.REF if is_ref(x) else _marker(x) for x in leaves]
     at = 0
     for arg in (*args, *(kwargs[k] for k in sorted(kwargs))):
         if type(arg) in _NUMBERS:
             markers[at] = _Dynamic.NUMBER
         at += len(jax.tree.leaves(arg))
-    traced = [x for x, m in zip(leaves, markers) if isinstance(m, _Dynamic)]
-    return traced, tuple(markers)
+    if all(m is _Dynamic.ARRAY for m in markers):
+        return leaves, None
+    kept = [(x, m) for x, m in zip(leaves, markers) if isinstance(m, _Dynamic)]
+    return [x[...] if m is _Dynamic.REF else x for x, m in kept], tuple(markers)
+
+
+def static_objects(args: tuple, kwargs: dict[str, Any], statics: tuple | None) -> list[Any]:
+    """What is static among arguments: those that are marked so, and leaves that are no arrays."""
+    marked = [x.value for x in (*args, *kwargs.values()) if isinstance(x, Static)]
+    return marked if statics is None else [*marked, *statics]
 
 
 def _marker(leaf: Any) -> Any:
-    if _is_array_type[type(leaf)]:
+    if _is_array_type[type(leaf)] or isinstance(leaf, jax.core.Tracer) and not is_ref(leaf):
         return _Dynamic.ARRAY
     return _Dynamic.NUMBER if isinstance(leaf, np.generic) else leaf
 
@@ -172,10 +183,12 @@ class Inputs:
         markers = [s for s in statics or () if isinstance(s, _Dynamic)]
         self.n_arguments = treedef.num_leaves if statics is None else len(markers)
         self.n_container = n_container
+        self._traced = [i for i, s in enumerate(self._statics()) if isinstance(s, _Dynamic)]
+        # The positions in the list of arrays of those that were given as Refs.
+        self.refs = [j for j, i in enumerate(self._traced) if self._statics()[i] is _Dynamic.REF]
         self.donated: list[int] = []  # positions in the list of arrays
         if donated:
-            traced = (i for i, s in enumerate(self._statics()) if isinstance(s, _Dynamic))
-            position = {leaf: j for j, leaf in enumerate(traced)}
+            position = {leaf: j for j, leaf in enumerate(self._traced)}
             args, _ = jax.tree.unflatten(treedef, range(treedef.num_leaves))
             leaves = [x for i in donated if i < len(args) for x in jax.tree.leaves(args[i])]
             self.donated = sorted(position[leaf] for leaf in leaves if leaf in position)
@@ -203,6 +216,23 @@ class Inputs:
         if self.statics is not None:
             leaves = _fill(self.statics, leaves)
         return jax.tree.unflatten(self.treedef, leaves)
+
+    def leaf_of(self, j: int) -> int:
+        """Which leaf of the arguments an array is."""
+        return self._traced[j]
+
+    def make_refs(self, arrays: list[Any], axes: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """In a lane, the arrays with Refs in the place of those that were given as such; and these.
+
+        **Arguments:**
+
+        - `axes`: of the lanes, in each array.
+        """
+        arrays = [
+            new_ref(x, axis) if j in self.refs else x
+            for j, (x, axis) in enumerate(zip(arrays, axes))
+        ]
+        return arrays, [arrays[j] for j in self.refs]
 
     def is_traced(self, leaf: int) -> bool:
         """Whether a leaf of the arguments is an array or a number, rather than static."""

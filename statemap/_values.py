@@ -16,6 +16,7 @@ else:
     from jaxtyping import PyTree
 
 from ._exact import exact
+from ._jax import is_ref
 from ._pickle import from_pickle, to_pickle
 
 
@@ -101,6 +102,11 @@ def one_level(node: Any) -> list[tuple[Any, Any]] | None:
 def as_array(leaf: Any, owner: str) -> jax.Array:
     """A leaf as a JAX array of a strong dtype."""
     kind = getattr(getattr(leaf, "dtype", None), "kind", "b")
+    if is_ref(leaf):
+        raise TypeError(
+            f"The value of a {owner} is a pytree of arrays, and holds a Ref, which JAX writes to "
+            "in place. Give what is in it: `ref[...]`."
+        )
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)) or (
         isinstance(leaf, np.ndarray) and kind in "OSUMm"
     ):
@@ -132,7 +138,7 @@ def fit(old: Any, new: Any, label: str, *, shapes: bool = True, dtypes: bool = T
             fitted.append(after)
             continue
         is_struct = isinstance(after, struct) and isinstance(before, struct)
-        if not is_struct and not isinstance(after, jax.Array):
+        if not is_struct and (not isinstance(after, jax.Array) or is_ref(after)):
             after = jnp.asarray(after) if _is_arraylike(after) else _refuse(label, after)
         alike = after.shape == before.shape
         if not alike and (shapes or not _adds_axes(before.shape, after.shape)):
@@ -167,7 +173,8 @@ def _is_arraylike(x: Any) -> bool:
 
 
 def _refuse(label: str, leaf: Any) -> Any:
-    raise ValueError(f"The state `{label}` holds arrays, and was given {describe(leaf)}.")
+    what = "a Ref: give what is in it, `ref[...]`" if is_ref(leaf) else describe(leaf)
+    raise ValueError(f"The state `{label}` holds arrays, and was given {what}.")
 
 
 def misfit(label: str, what: str, old: Any, new: Any) -> str:

@@ -35,9 +35,15 @@ def __getattr__(name: str) -> Any:
         known = ", ".join(f"`{n}`" for n in ("adopt", "unbind", *_PACKAGES))
         raise AttributeError(f"`statemap.bridge` has no `{name}`. It has {known}.")
     try:
-        return getattr(importlib.import_module(f"._{name}", __name__), name)
+        found = getattr(importlib.import_module(f"._{name}", __name__), name)
     except ModuleNotFoundError as error:
         error.add_note(
             f"(`bridge.{name}` is for models of another library: `pip install {_PACKAGES[name]}`.)"
         )
         raise
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PACKAGES])

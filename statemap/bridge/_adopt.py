@@ -18,8 +18,8 @@ from ._library import apart, Fixed, Layout, Library, Node, nodes_of
 
 T = TypeVar("T")
 M = TypeVar("M")
-KindOf = Callable[[Path, Any], type[State[Any]] | None]
-Kinds = Mapping[Any, type[State[Any]]] | KindOf
+KindOf = Callable[[Path, Any], type[State] | None]
+Kinds = Mapping[Any, type[State]] | KindOf
 IsNode = Callable[[Any], bool]
 
 
@@ -181,7 +181,7 @@ def _asked(kinds: Kinds | None, name: str) -> KindOf:
             "Right:  kinds={nnx.Cache: sm.ShortTermState}"
         )
 
-    def ask(path: Path, node: Any) -> type[State[Any]] | None:
+    def ask(path: Path, node: Any) -> type[State] | None:
         if kinds is None:
             return None
         kind = _one(kinds, path, node)

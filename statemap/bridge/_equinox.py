@@ -115,7 +115,7 @@ def equinox(
     return bridged(_Stateful(type(model)), container, kinds, _kind, is_index)
 
 
-def _kind(path: Path, node: Any) -> type[State[Any]]:
+def _kind(path: Path, node: Any) -> type[State]:
     is_parameter = not is_index(node) and jnp.issubdtype(node.dtype, jnp.inexact)
     return ParamState if is_parameter else LongTermState
 

@@ -19,7 +19,7 @@ from ._library import Library, nodes_of
 
 M = TypeVar("M")
 
-_KINDS: dict[Any, type[State[Any]]] = {
+_KINDS: dict[Any, type[State]] = {
     _nnx.Param: ParamState,
     _nnx.BatchStat: LongTermState,
     _nnx.RngKey: RandomState,

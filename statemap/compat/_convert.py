@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from .. import _state as core
+from .._foreign import described, find_foreign, library, way_in
 from .._slots import collect, path_order
 from .._states import assemble, States
 from .._values import dotted, Path
+from .._watch import reach
 from . import _cells as cells
 from ._cells import State
 from ._discover import Discovery
@@ -71,9 +73,11 @@ def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], State
 
     **Raises:**
 
-    `ValueError` for a cell with several tags. `pure_fn` raises a `TraceContextError` if a cell is
+    `ValueError` for a cell with several tags, `TypeError` for what the installed brainstate has
+    made, which `statemap.bridge` brings in. `pure_fn` raises a `TraceContextError` if a cell is
     used that the context does not have.
     """
+    _refuse_installed(target)
     found = _find(target)
     names = [cell.name for cell in found.values()]
     made = {}
@@ -147,6 +151,26 @@ def _find(target: Any) -> dict[Path, State]:
     if DEFAULT not in discovery.paths:
         found["random", "DEFAULT"] = DEFAULT
     return dict(sorted(found.items(), key=lambda item: path_order(item[0])))
+
+
+def _refuse_installed(target: Any) -> None:
+    """Refuses what brainstate itself has made, and a function that uses it: the shim would find
+    none of its states.
+    """
+    x, name, how = find_foreign(target), "module", "was given"
+    if x is None and callable(target):
+        held = reach(target)
+        own = [root for root in held.roots if library(root.value) == "brainstate"] if held else []
+        if own:
+            name, x, _ = own[0]
+            how = f"was given a function that uses `{name}`,"
+    if x is not None:
+        then = "out, states = sm.vmap2(net)(states, x)"
+        raise TypeError(
+            f"`to_functional` {how} {described(x)}, whose states are no cells of the shim, so that "
+            "they would not be found. The bridge brings it in.\n"
+            f"Wrong:  step, states = compat.to_functional({name})\n{way_in(x, name, then)}"
+        )
 
 
 def _context(made: dict[Path, core.State]) -> States:

@@ -1,5 +1,7 @@
 """From cells to contexts and back."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -114,3 +116,30 @@ def test_what_can_not_be_converted(net):
     net.shared.add_tag("fast")
     with pytest.raises(ValueError, match=r"has the tags \['fast', 'slow'\]"):
         compat.to_functional(net)
+
+
+def test_what_brainstate_itself_has_made_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own
+        brainstate = pytest.importorskip("brainstate")
+
+    class Counter(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.count = brainstate.ShortTermState(jnp.zeros(3))
+
+        def update(self, x):
+            self.count.value = self.count.value + x
+            return self.count.value
+
+    counter, own = Counter(), ShortTermState(jnp.zeros(3))
+
+    def uses(x):
+        return counter.count.value + own.value + x
+
+    right = r"(?s)no cells of the shim.*Wrong:.*net, states = bridge\.brainstate"
+    for target, name in [(counter, "module"), ([counter.count], "module"), (uses, "counter")]:
+        with pytest.raises(TypeError, match=rf"{right}\({name}\)"):
+            compat.to_functional(target)
+    step, states = compat.to_functional(lambda x: own.value + x)  # the shim's are not foreign
+    assert sm.vmap2(step)(states, jnp.ones((2, 3)))[0].tolist() == [[1.0] * 3] * 2
