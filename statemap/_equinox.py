@@ -26,11 +26,13 @@ def is_emptied(index: eqx.nn.StateIndex) -> bool:
     return not jax.tree.leaves(index.init) and isinstance(index.init, eqx.Module)
 
 
-def index_of(state: Any) -> eqx.nn.StateIndex:
-    """A declared index."""
-    index = eqx.nn.StateIndex(state)
+def index_of(init: Any, marker: Any = "statemap") -> eqx.nn.StateIndex:
+    """An index with an initial value: a declared one, whose value is a State, unless it is given a
+    marker.
+    """
+    index = eqx.nn.StateIndex(init)
     # By itself each index has a marker of its own, so that no two models would have one structure.
-    object.__setattr__(index, "marker", "statemap")
+    object.__setattr__(index, "marker", marker)
     return index
 
 

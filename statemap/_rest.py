@@ -47,7 +47,7 @@ class Rest:
         leaves, treedef = jax.tree.flatten(tree)
         self.leaves: list[Any] = leaves
         self.treedef: Any = treedef
-        self.key: tuple[Hashable, ...] = tuple(map(_key, leaves))
+        self.key: tuple[Hashable, ...] = tuple(map(static_key, leaves))
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
@@ -191,7 +191,7 @@ def _holds_module(node: Any) -> bool:
 
 def _refuse_unhashable(keys: tuple, leaf: Any, owner: str) -> None:
     try:
-        hash(_key(leaf))
+        hash(static_key(leaf))
     except TypeError:
         raise TypeError(
             f"The value of a {owner} is a pytree of arrays, and holds {describe(leaf)} at "
@@ -199,11 +199,11 @@ def _refuse_unhashable(keys: tuple, leaf: Any, owner: str) -> None:
         ) from None
 
 
-def _key(leaf: Any) -> Hashable:
+def static_key(leaf: Any) -> Hashable:
     """What a static leaf is compared by. A `functools.partial` made again is the same."""
     if type(leaf) is functools.partial:
-        keywords = tuple(sorted((k, _key(v)) for k, v in leaf.keywords.items()))
-        return functools.partial, _key(leaf.func), tuple(map(_key, leaf.args)), keywords
+        keywords = tuple(sorted((k, static_key(v)) for k, v in leaf.keywords.items()))
+        return functools.partial, static_key(leaf.func), tuple(map(static_key, leaf.args)), keywords
     return exact(leaf)
 
 
@@ -213,7 +213,7 @@ def difference(mine: PyTree, other: PyTree) -> tuple[str, str, str] | None:
     """
     with_path, _ = jax.tree_util.tree_flatten_with_path(mine)
     for (keys, a), b in zip(with_path, jax.tree.leaves(other)):
-        if a is not b and _key(a) != _key(b):
+        if a is not b and static_key(a) != static_key(b):
             one, two = ("an array" if x is Array else name_of(x) for x in (a, b))
             alike = ", another object that is written alike" * (one == two)
             return jax.tree_util.keystr(keys), one, two + alike

@@ -18,20 +18,21 @@ Each library has a file of its own, which is imported when it is asked for.
 import importlib
 from typing import Any, TYPE_CHECKING
 
-from ._adopt import adopt as adopt, Adopted as Adopted
+from ._adopt import adopt as adopt, Adopted as Adopted, unbind as unbind
 
 
 if TYPE_CHECKING:
+    from ._equinox import equinox as equinox
     from ._nnx import nnx as nnx
 
 
 # The bridges, with what has to be installed. A library is imported when its bridge is asked for.
-_PACKAGES = {"nnx": "flax"}
+_PACKAGES = {"equinox": "equinox", "nnx": "flax"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PACKAGES:
-        known = ", ".join(f"`{n}`" for n in ("adopt", *_PACKAGES))
+        known = ", ".join(f"`{n}`" for n in ("adopt", "unbind", *_PACKAGES))
         raise AttributeError(f"`statemap.bridge` has no `{name}`. It has {known}.")
     try:
         found = getattr(importlib.import_module(f"._{name}", __name__), name)

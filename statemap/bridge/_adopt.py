@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._make import bind
-from .._state import LongTermState, RandomState, State
+from .._state import is_state, LongTermState, RandomState, State
 from .._states import States
-from .._values import describe, dotted, Path
+from .._values import describe, dotted, Path, short
 from ._adopted import Adopted, Origin
 from ._library import apart, Fixed, Layout, Library, Node, nodes_of
 
 
 T = TypeVar("T")
+M = TypeVar("M")
 KindOf = Callable[[Path, Any], type[State] | None]
 Kinds = Mapping[Any, type[State]] | KindOf
 IsNode = Callable[[Any], bool]
@@ -65,11 +66,72 @@ def adopt(
     return bridged(Library(), tree, kinds, {}, is_node)
 
 
+def unbind(model: M, states: States) -> M:
+    """A model with its values in it: what a larger model is made of, in `make_with_states` or
+    `vmap2_new_states`. (The inverse of `make_with_states`.)
+
+    ```python
+    import jax, jax.numpy as jnp
+    import equinox as eqx
+    import statemap as sm
+    from statemap import bridge
+
+    def make(*, key):
+        a, c = jax.random.split(key)
+        actor = bridge.unbind(*bridge.equinox(eqx.nn.Linear(3, 2, key=a)))
+        critic = bridge.unbind(*bridge.equinox(eqx.nn.Linear(3, 1, key=c)))
+        return {"actor": actor, "critic": critic}
+
+    model, states, axes = sm.vmap2_new_states(make, key=jax.random.key(0), axis_size=4)
+    assert states["actor.weight"].shape == (4, 2, 3)
+
+    def step(states, x):
+        action, states = model["actor"](states, x)
+        value, states = model["critic"](states, x)
+        return (action, value), states
+
+    (action, value), states = sm.vmap2(step, in_axes=None, state_in_axes=axes)(states, jnp.ones(3))
+    assert action.shape == (4, 2) and value.shape == (4, 1)
+    ```
+
+    Such a part may be a field of an `equinox.Module`, too: `self.actor = bridge.unbind(...)`.
+
+    **Arguments:**
+
+    - `model`: a model of handles, such as an [`statemap.bridge.Adopted`][].
+    - `states`: its context.
+
+    **Returns:**
+
+    The model with a State that holds its value in the place of every handle. It can't be called,
+    until it is made part of a model with a context.
+
+    **Raises:**
+
+    `TypeError` if `model` holds no handle; [`statemap.StateNotFoundError`][] if the context is that
+    of another model.
+    """
+    handles = [x for x in jax.tree.leaves(model, is_leaf=is_state) if is_state(x)]
+    if not isinstance(states, States) or not any(x.is_handle for x in handles):
+        raise TypeError(
+            f"`unbind` takes a model of handles and its context, not {short(model)} and "
+            f"{short(states)}.\n"
+            "Wrong:  bridge.unbind(bridge.nnx(module))\n"
+            "Right:  bridge.unbind(*bridge.nnx(module))"
+        )
+    every = [state for _, state in states]
+
+    def fill(x: Any) -> Any:
+        return every[states._slots.find(x)] if is_state(x) and x.is_handle else x
+
+    return jax.tree.map(fill, model, is_leaf=is_state)
+
+
 def bridged(
     library: Library,
     tree: Any,
     kinds: Kinds | None,
-    default: Mapping[Any, type[State]],
+    default: Kinds,
     is_node: IsNode | None = None,
     origin: Any = None,
 ) -> tuple[Adopted[Any], States]:
@@ -94,7 +156,7 @@ def bridged(
             continue
         kind = ask(path, node)
         if kind is None:
-            kind = RandomState if _is_key(value) else _first(default, path, node) or LongTermState
+            kind = RandomState if _is_key(value) else _one(default, path, node) or LongTermState
         is_legacy = issubclass(kind, RandomState) and not _is_key(value)
         nodes.append(Node(path, outer, None, is_legacy))
         try:
@@ -122,7 +184,7 @@ def _asked(kinds: Kinds | None, name: str) -> KindOf:
     def ask(path: Path, node: Any) -> type[State] | None:
         if kinds is None:
             return None
-        kind = _first(kinds, path, node) if isinstance(kinds, Mapping) else kinds(path, node)
+        kind = _one(kinds, path, node)
         if kind is None or isinstance(kind, type) and issubclass(kind, State):
             return kind
         raise TypeError(
@@ -132,8 +194,12 @@ def _asked(kinds: Kinds | None, name: str) -> KindOf:
     return ask
 
 
-def _first(kinds: Mapping[Any, Any], path: Path, node: Any) -> Any:
-    """The kind of the nearest class of a node, else of the string that its path begins with."""
+def _one(kinds: Kinds, path: Path, node: Any) -> Any:
+    """What a function says; or the kind of the nearest class of a node, else of the string that its
+    path begins with.
+    """
+    if not isinstance(kinds, Mapping):
+        return kinds(path, node)
     for cls in type(node).__mro__:
         if cls in kinds:
             return kinds[cls]

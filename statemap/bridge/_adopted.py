@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
+import jax.core
 
 from .._signature import FrozenNode
 from .._slots import path_order
 from .._states import States
-from .._values import dotted, fit, function_name, Path
+from .._values import dotted, fit, function_name, own, Path
 from ._library import apart, Fixed, Layout, Library, Method
 
 
@@ -152,7 +153,14 @@ class Adopted(FrozenNode, Generic[T]):
         if type(library).write is Library.write:
             library.write(None, tree)  # raises
         origin = self._origin.get(library.name)
-        before = layout.flatten(library.take(origin, tree))
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(states)):
+            raise ValueError(
+                f"Values of a trace would be written back to the `{library.name}` outside of it. "
+                "Return the context, and write it back after the call.\n"
+                "Wrong:  jax.jit(lambda states: model.write_back(model(states, x)[1]))(states)\n"
+                "Right:  out, states = jax.jit(model)(states, x); model.write_back(states)"
+            )
+        before = layout.flatten(library.current(origin, tree), is_origin=True)
         for node, old, new in zip(layout.nodes, before, layout.flatten(tree)):
             old, new = apart(old, layout.is_node)[1], apart(new, layout.is_node)[1]
             try:
@@ -167,13 +175,24 @@ class Adopted(FrozenNode, Generic[T]):
         library.write(origin, tree)
 
     def __getattr__(self, name: str) -> Any:
-        library = self._layout.library
         if name == "__name__":
-            own, method = library.name, self._method
-            return own if method is None else f"{own}.{_name(method)}"
-        if name.startswith("_") or not library.has_method(name):
+            first, method = self._layout.library.name, self._method
+            return first if method is None else f"{first}.{_name(method)}"
+        if name.startswith("_"):  # asked for before there is a layout, too
+            raise AttributeError(name)
+        library = self._layout.library
+        if not library.has_method(name):
             raise AttributeError(f"`{library.name}`, bridged, has no method `{name}`.")
         return self.method(name)
+
+    def __copy__(self) -> "Adopted[T]":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Adopted[T]":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Adopted, (self._handles, self._layout, self._method, Origin())
 
     def __repr__(self) -> str:
         return f"Adopted({self.__name__}, {sum(h is not None for h in self._handles)} states)"
@@ -187,7 +206,7 @@ class Adopted(FrozenNode, Generic[T]):
                 "Right:  out, states = model(states, x)"
             )
         nodes = [
-            node.fixed.node if node.fixed is not None else node.build(states[handle])
+            own(node.fixed.node) if node.fixed is not None else node.build(states[handle])
             for node, handle in zip(self._layout.nodes, self._handles)
         ]
         return self._layout.treedef.unflatten(nodes)
@@ -207,9 +226,20 @@ class Adopted(FrozenNode, Generic[T]):
                 continue
             outer, value = apart(found, layout.is_node)
             if outer != node.outer:
-                raise ValueError(f"{where} was {node.outer} and was changed to {outer}.")
+                was, now = _shown(node.outer), _shown(outer)
+                if was == now:
+                    was, now = node.outer, outer
+                raise ValueError(
+                    f"{where} was {was} and was changed to {now}, which is static in a call, so "
+                    "that the change would be lost."
+                )
             new[handle] = value
         return states.update(new)
+
+
+def _shown(outer: Any) -> str:
+    data = None if outer is None else outer.node_data()
+    return "no node" if data is None else f"`{data[0].__name__}`"
 
 
 def _name(method: str | Callable[..., Any]) -> str:

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .._exact import exact
-from .._pickle import name_of
-from .._values import dotted, Path, to_path
+from .._pickle import from_pickle, name_of, to_pickle
+from .._rest import static_key
+from .._values import dotted, own, Path, to_path
 
 
 Method = str | Callable[..., Any] | None
@@ -59,6 +59,16 @@ class Library:
         """Whether the library's object has a method of this name."""
         return False
 
+    def current(self, origin: Any, tree: Any) -> Any:
+        """The container of today of the object that a model was made of. What in it is no array
+        may have been changed.
+
+        **Arguments:**
+
+        - `tree`: a container of this model.
+        """
+        return self.take(origin, tree)
+
     def write(self, origin: Any, tree: Any) -> None:
         """Writes a container to the mutable object that it was made of."""
         raise TypeError(
@@ -72,8 +82,9 @@ class Fixed:
     """A node of a container that is no state."""
 
     def __init__(self, node: Any):
+        # A node may be mutable. Its key is that of now.
         leaves, treedef = jax.tree.flatten(node)
-        self.node, self.key = node, (treedef, tuple(map(exact, leaves)))
+        self.node, self.key = own(node), (treedef, tuple(map(static_key, leaves)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fixed) and self.key == other.key
@@ -97,6 +108,15 @@ class Node(NamedTuple):
         if self.outer is None:
             return value
         return self.outer.unflatten([value] if self.outer.num_leaves == 1 else value)
+
+    def blank(self) -> Any:
+        """The node, without a value."""
+        if self.fixed is not None:
+            return self.fixed.node
+        blank = jax.ShapeDtypeStruct((), bool)
+        return (
+            blank if self.outer is None else self.outer.unflatten([blank] * self.outer.num_leaves)
+        )
 
 
 class Layout:
@@ -127,8 +147,21 @@ class Layout:
     def __repr__(self) -> str:  # which tells compiled functions apart, too
         return f"{self.library!r}, {self.treedef}, {self.nodes}"
 
-    def flatten(self, tree: Any) -> list[Any]:
+    def __deepcopy__(self, memo: Any) -> "Layout":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        tree = to_pickle(self.treedef.unflatten([node.blank() for node in self.nodes]))
+        said = tuple((node.fixed is not None, node.is_legacy) for node in self.nodes)
+        return _unpickled, (self.library, tree, said, self.is_node)
+
+    def flatten(self, tree: Any, is_origin: bool = False) -> list[Any]:
         """The nodes of a container.
+
+        **Arguments:**
+
+        - `is_origin`: whether it is that of the object that the model was made of, rather than
+            what a call gave.
 
         **Raises:**
 
@@ -140,6 +173,14 @@ class Layout:
         mine, others = [n.path for n in self.nodes], [path for path, _ in found]
         new = [f"`{dotted(path)}`" for path in others if path not in mine]
         lost = [f"`{dotted(path)}`" for path in mine if path not in others]
+        if is_origin:
+            said = [f"has {', '.join(new)}, too"] * bool(new)
+            said += [f"lacks {', '.join(lost)}"] * bool(lost)
+            raise ValueError(
+                f"The `{self.library.name}` that the model was made of is another now: it "
+                f"{' and '.join(said) or 'has another structure'}. Nothing was written. Bridge it "
+                "again, or let `model.rebuild(states)` make another."
+            )
         said = [f"made {', '.join(new)}, for which the context has no place"] * bool(new)
         said += [f"took {', '.join(lost)} away"] * bool(lost)
         raise ValueError(
@@ -150,10 +191,26 @@ class Layout:
         )
 
 
+def _unpickled(library: Library, tree: Any, said: Any, is_node: Any) -> Layout:
+    found, treedef = nodes_of(from_pickle(tree), is_node)
+    nodes = [
+        Node(path, None, Fixed(node), False)
+        if is_fixed
+        else Node(path, apart(node, is_node)[0], None, is_legacy)
+        for (path, node), (is_fixed, is_legacy) in zip(found, said)
+    ]
+    return Layout(library, treedef, tuple(nodes), is_node)
+
+
 def nodes_of(tree: Any, is_node: Callable[[Any], bool] | None) -> tuple[list[Any], Any]:
     """The nodes of a container with their paths, and its structure."""
     with_path, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_node)
-    return [(to_path(keys) or ("value",), node) for keys, node in with_path], treedef
+    return [(_path(keys) or ("value",), node) for keys, node in with_path], treedef
+
+
+def _path(keys: tuple) -> Path:
+    """A path, in which a tuple that is a key of a dictionary is several keys."""
+    return tuple(x for k in to_path(keys) for x in (k if isinstance(k, tuple) else (k,)))
 
 
 def apart(node: Any, is_node: Callable[[Any], bool] | None) -> tuple[Any, Any]:

@@ -6,13 +6,15 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx as _nnx
 
-from .._exact import exact
+from .._exact import PLAIN
+from .._pickle import name_of
+from .._rest import static_key
 from .._state import LongTermState, ParamState, RandomState, State
 from .._states import States
-from .._values import dotted
+from .._values import dotted, Path
 from ._adopt import bridged, Kinds
 from ._adopted import Adopted
-from ._library import Library
+from ._library import Library, nodes_of
 
 
 M = TypeVar("M")
@@ -70,7 +72,8 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
 
     **Raises:**
 
-    `TypeError` if `module` is none of NNX's or holds no array.
+    `TypeError` if `module` is none of NNX's, holds no array, or has variables that are references
+    (`ref=True`, `hijax=True`).
     """
     if isinstance(module, type) or not isinstance(module, _nnx.Pytree):
         raise TypeError(
@@ -79,7 +82,17 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
             "Right:  bridge.nnx(Net(rngs=nnx.Rngs(0)))"
         )
     graphdef, state = _nnx.split(module)
-    library = _Module(type(module), graphdef)
+    for path, variable in nodes_of(state, _is_variable)[0]:
+        said = variable.get_metadata() if _is_variable(variable) else {}
+        if said.get("ref") or said.get("hijax"):
+            raise TypeError(
+                f"`{dotted(path)}` of `{type(module).__name__}` is mutable by itself "
+                f"({'`ref=True`' if said.get('ref') else '`hijax=True`'}), and no array that a "
+                "context could hold.\n"
+                "Wrong:  bridge.nnx(module)\n"
+                "Right:  bridge.nnx(nnx.with_vars(module, ref=False, hijax=False))"
+            )
+    library = _Module(type(module), graphdef, _attributes(module))
     return bridged(library, state, kinds, _KINDS, _is_variable, module)
 
 
@@ -87,6 +100,7 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
 class _Module(Library):
     cls: type
     graphdef: Any
+    attributes: Any  # what is static in it; NNX has `1`, `1.0` and `True` equal
 
     @property
     def name(self) -> str:  # pyright: ignore
@@ -97,26 +111,33 @@ class _Module(Library):
 
     def take(self, built: Any, tree: Any) -> Any:
         graphdef, state = _nnx.split(built)
-        if graphdef != self.graphdef and jax.tree.structure(state) == jax.tree.structure(tree):
-            self._refuse_static(built, self.build(tree))
+        if jax.tree.structure(state) == jax.tree.structure(tree):
+            attributes = _attributes(built)
+            if graphdef != self.graphdef or attributes != self.attributes:
+                self._refuse_static(attributes)
         return state
 
     def has_method(self, name: str) -> bool:
         return callable(getattr(self.cls, name, None))
 
+    def current(self, origin: Any, tree: Any) -> Any:
+        return _nnx.state(origin)
+
     def write(self, origin: Any, tree: Any) -> None:
         _nnx.update(origin, tree)
 
-    def _refuse_static(self, built: Any, before: Any) -> None:
-        modules = dict(_nnx.iter_modules(before))
-        found = ["An attribute that is no variable"]
-        for path, module in _nnx.iter_modules(built):
-            own = vars(modules.get(path, before))
-            for name, value in vars(module).items():
-                is_static = not name.startswith("_") and not isinstance(value, _nnx.Pytree)
-                if is_static and name in own and exact(own[name]) != exact(value):
-                    shown = f"from {own[name]!r} to {value!r}"
-                    found.insert(0, f"`{dotted((*path, name))}` was changed {shown}, which")
+    def _refuse_static(self, now: Any) -> None:
+        then = self.attributes
+        found = [
+            f"`{dotted(path)}` was changed from {then[path].value!r} to {now[path].value!r}, which"
+            for path in now
+            if path in then and then[path] != now[path]
+        ]
+        found += [f"`{dotted(path)}` was added, which" for path in now if path not in then]
+        found += [f"`{dotted(path)}` was taken away, which" for path in then if path not in now]
+        found.append(
+            "What is no array of a variable, an attribute or its metadata, was changed, and"
+        )
         raise ValueError(
             f"{found[0]} is static in a call of `{self.name}`, so that the change would be lost. "
             "Change it in the module, and bridge that again, which takes the same context; or in a "
@@ -124,6 +145,40 @@ class _Module(Library):
             "Wrong:  model.method(lambda module, x: (module.eval(), module(x))[1])\n"
             "Right:  module.eval(); model, _ = bridge.nnx(module)"
         )
+
+
+class _Exact:
+    """A static attribute, and what it is compared by."""
+
+    def __init__(self, value: Any):
+        self.value, self.key = value, static_key(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Exact) and self.key == other.key
+
+    def __reduce__(self) -> tuple:
+        return _Exact, (self.value,)
+
+    def __repr__(self) -> str:  # which tells compiled functions apart, too
+        return name_of(self.value)
+
+
+def _attributes(module: Any) -> dict[Path, _Exact]:
+    """The attributes of the nodes of a module that are static."""
+    nodes = ((path, x) for path, x in _nnx.iter_graph(module) if isinstance(x, _nnx.Pytree))
+    return {
+        (*path, name): _Exact(value)
+        for path, node in nodes
+        for name, value in vars(node).items()
+        if not name.startswith("_pytree__") and _is_plain(value)
+    }
+
+
+def _is_plain(x: Any) -> bool:
+    if isinstance(x, tuple):
+        return all(map(_is_plain, x))
+    is_node = isinstance(x, _nnx.Pytree | _nnx.Variable)
+    return x is None or isinstance(x, PLAIN) or callable(x) and not is_node
 
 
 def _is_variable(x: Any) -> bool:
