@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 import jax
+import jax.core
 from flax import nnx as _nnx
 
 from .._exact import PLAIN
@@ -81,6 +82,7 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
             "Wrong:  bridge.nnx(Net)\n"
             "Right:  bridge.nnx(Net(rngs=nnx.Rngs(0)))"
         )
+    _declare_arrays(module)
     graphdef, state = _nnx.split(module)
     for path, variable in nodes_of(state, _is_variable)[0]:
         said = variable.get_metadata() if _is_variable(variable) else {}
@@ -145,6 +147,30 @@ class _Module(Library):
             "Wrong:  model.method(lambda module, x: (module.eval(), module(x))[1])\n"
             "Right:  module.eval(); model, _ = bridge.nnx(module)"
         )
+
+
+def _declare_arrays(module: Any) -> None:
+    """Makes arrays of a trace, in a module that is made in lanes, data of it. NNX (0.12.8, 0.12.12)
+    knows arrays by their class, which that of a tracer is not, and would have them static.
+
+    **Raises:**
+
+    `TypeError` for one in a list, tuple or dictionary, which is static.
+    """
+    for path, node in _nnx.iter_graph(module):
+        for name, value in list(vars(node).items()) if isinstance(node, _nnx.Pytree) else ():
+            if isinstance(value, jax.core.Tracer):
+                setattr(node, name, _nnx.data(value))
+            elif isinstance(value, (list, tuple, dict)):
+                if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value)):
+                    where = dotted((*path, name))
+                    raise TypeError(
+                        f"`{where}` of `{type(module).__name__}` is a {type(value).__name__} with "
+                        "arrays in it, which is static in NNX, and the arrays differ from lane to "
+                        "lane.\n"
+                        f"Wrong:  self.{name} = [jnp.zeros(3)]\n"
+                        f"Right:  self.{name} = nnx.data([jnp.zeros(3)])"
+                    )
 
 
 class _Exact:

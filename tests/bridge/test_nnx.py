@@ -765,3 +765,27 @@ def test_nothing_leaks():
     with jax.checking_leaks():
         net, states, axes = sm.vmap2_new_states(make, key=KEY, axis_size=2)
         sm.vmap2(net, in_axes=None, state_in_axes=axes)(states, X)
+
+
+class Tables(nnx.Module):
+    def __init__(self, rngs, make=lambda x: x):
+        self.linear = nnx.Linear(3, 3, rngs=rngs)
+        self.table = make(jnp.arange(3.0))
+
+    def __call__(self, x):
+        return self.linear(x) + self.table
+
+
+def test_an_array_that_is_no_variable_is_a_state_of_members_too():
+    make = lambda *, key: bridge.nnx(Tables(nnx.Rngs(key)))
+    model, states, axes = sm.vmap2_new_states(make, key=jr.key(0), axis_size=2)
+    assert states["table"].shape == (2, 3)
+    out, _ = sm.vmap2(model, in_axes=None, state_in_axes=axes)(states, jnp.ones(3))
+    for i, key in enumerate(jr.split(jr.key(0), 2)):
+        np.testing.assert_allclose(out[i], Tables(nnx.Rngs(key))(jnp.ones(3)), rtol=1e-6)
+
+
+def test_arrays_of_a_trace_that_are_static_are_refused():
+    make = lambda *, key: bridge.nnx(Tables(nnx.Rngs(key), lambda x: (x, x)))
+    with pytest.raises(TypeError, match="`table` of `Tables` is a tuple with arrays in it"):
+        sm.vmap2_new_states(make, key=jr.key(0), axis_size=2)
