@@ -22,11 +22,13 @@ from ._adopt import adopt as adopt, Adopted as Adopted
 
 
 if TYPE_CHECKING:
+    from ._haiku import haiku as haiku
+    from ._linen import linen as linen
     from ._nnx import nnx as nnx
 
 
 # The bridges, with what has to be installed. A library is imported when its bridge is asked for.
-_PACKAGES = {"nnx": "flax"}
+_PACKAGES = {"haiku": "dm-haiku", "linen": "flax", "nnx": "flax"}
 
 
 def __getattr__(name: str) -> Any:
