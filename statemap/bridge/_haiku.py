@@ -21,7 +21,7 @@ from ._given import as_arrays, init_and_stream
 from ._library import Library, Method
 
 
-_KINDS: dict[Any, type[State[Any]]] = {"params": ParamState, "state": LongTermState}
+_KINDS: dict[Any, type[State]] = {"params": ParamState, "state": LongTermState}
 _WITH_STATE = (hk.TransformedWithState, hk.MultiTransformedWithState)
 _MULTI = (hk.MultiTransformed, hk.MultiTransformedWithState)
 

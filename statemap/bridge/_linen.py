@@ -21,7 +21,7 @@ from ._given import as_arrays, init_and_stream
 from ._library import Library, Method
 
 
-_KINDS: dict[Any, type[State[Any]]] = {
+_KINDS: dict[Any, type[State]] = {
     "params": ParamState,
     "batch_stats": LongTermState,
     "cache": ShortTermState,
@@ -29,7 +29,7 @@ _KINDS: dict[Any, type[State[Any]]] = {
 
 
 def linen(
-    module: nn.Module,
+    module: Any,
     *example: Any,
     key: Any = None,
     variables: Mapping[str, Any] | None = None,
@@ -100,7 +100,7 @@ def linen(
 
     `TypeError` if `module` is none of Linen's, or a key is missing.
     """
-    _check(module, variables, rngs, key)
+    _check(module, variables, rngs, sown, key)
     init, stream = init_and_stream(key, "bridge.linen")
     made: Any = variables
     if made is None:
@@ -192,7 +192,8 @@ _NOTES = {
 
 def _is_drawn(counters: Mapping[Any, Any], name: str) -> bool:
     """Whether a key was made of a stream. A scope counts those, and below them keeps the counts of
-    the scopes inside it; lifted transforms share them with the scopes that they make.
+    the scopes inside it; lifted transforms share them with the scopes that they make. (`nn.jit`
+    makes a key for what it compiles at any rate.)
     """
     return any(
         _is_drawn(found, name) if isinstance(found, Mapping) else place == name and found > 0
@@ -235,7 +236,7 @@ def _static(x: Any, above: list[nn.Module]) -> Any:
     return exact(x)
 
 
-def _check(module: Any, variables: Any, rngs: Any, key: Any) -> None:
+def _check(module: Any, variables: Any, rngs: Any, sown: Any, key: Any) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"`bridge.linen` takes a module of Flax Linen that is made, and was given {module!r}. "
@@ -250,8 +251,9 @@ def _check(module: Any, variables: Any, rngs: Any, key: Any) -> None:
             "Right:  module, variables = bound.unbind()\n"
             "        bridge.linen(module, variables=variables)"
         )
-    if isinstance(rngs, str):
-        raise TypeError(f'`rngs` are names, such as ("{rngs}",), and not {rngs!r}.')
+    for what, names in {"rngs": rngs, "sown": sown}.items():
+        if isinstance(names, str):
+            raise TypeError(f'`{what}` are names, such as ("{names}",), and not {names!r}.')
     if variables is None and key is None:
         raise TypeError(
             f"To initialise `{type(module).__name__}` takes a key.\n"
