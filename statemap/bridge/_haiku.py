@@ -30,7 +30,7 @@ def haiku(
     transformed: Any,
     *example: Any,
     key: Any = None,
-    params: Mapping[str, Any] | None = None,
+    params: Any = None,
     state: Mapping[str, Any] | None = None,
     kinds: Kinds | None = None,
     **example_kwargs: Any,
