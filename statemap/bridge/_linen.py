@@ -161,8 +161,9 @@ class _Linen(Library):
                 mutable=[*(c for c in variables if c != "params"), *self.sown],
                 method=run,
             )
-        except tuple(_NOTES) as error:
-            error.add_note(_NOTES[type(error)].format(self.name))
+        except flax.errors.FlaxError as error:
+            for note in (text for cls, text in _NOTES.items() if isinstance(error, cls)):
+                error.add_note(note.format(self.name))
             raise
         if self.sown:
             out = out, {c: written.pop(c) for c in self.sown if c in written}

@@ -749,6 +749,13 @@ def test_contexts_are_exchanged():
     other, others = make(key=1)
     close(other(states, X)[0], net(states, X)[0])
     assert jax.tree.structure(net) == jax.tree.structure(other)
+
+    class Net2(Net):
+        """Another class, of the same fields."""
+
+    Net2.__name__ = "Net"
+    subclass, _ = bridge.linen(Net2(), X, key=0)
+    assert jax.tree.structure(subclass) != jax.tree.structure(net)
     assert jax.tree.structure(states) == jax.tree.structure(others)
 
 
