@@ -23,11 +23,13 @@ from ._adopt import adopt as adopt, Adopted as Adopted, unbind as unbind
 
 if TYPE_CHECKING:
     from ._equinox import equinox as equinox
+    from ._haiku import haiku as haiku
+    from ._linen import linen as linen
     from ._nnx import nnx as nnx
 
 
 # The bridges, with what has to be installed. A library is imported when its bridge is asked for.
-_PACKAGES = {"equinox": "equinox", "nnx": "flax"}
+_PACKAGES = {"equinox": "equinox", "haiku": "dm-haiku", "linen": "flax", "nnx": "flax"}
 
 
 def __getattr__(name: str) -> Any:

@@ -92,7 +92,7 @@ class Adopted(FrozenNode, Generic[T]):
         out, after = self._layout.library.call(before, self._method, args, kwargs)
         return out, self._update(states, after)
 
-    def method(self, method: str | Callable[..., Any]) -> "Adopted[T]":
+    def method(self, method: str | int | Callable[..., Any]) -> "Adopted[T]":
         """Another function of the model, as a function of states.
 
         **Arguments:**
@@ -242,8 +242,8 @@ def _shown(outer: Any) -> str:
     return "no node" if data is None else f"`{data[0].__name__}`"
 
 
-def _name(method: str | Callable[..., Any]) -> str:
-    return method if isinstance(method, str) else function_name(method)
+def _name(method: Any) -> str:
+    return function_name(method) if callable(method) else str(method)
 
 
 class _Branch(FrozenNode):

@@ -10,7 +10,7 @@ from .._rest import static_key
 from .._values import dotted, own, Path, to_path
 
 
-Method = str | Callable[..., Any] | None
+Method = str | int | Callable[..., Any] | None  # what of an object is called
 
 
 class Library:
@@ -53,7 +53,7 @@ class Library:
                 "Wrong:  out, states = model(states, x)\n"
                 'Right:  out, states = model.method("encode")(states, x)'
             )
-        return built if method is None else getattr(built, method)
+        return built if method is None else getattr(built, str(method))
 
     def has_method(self, name: str) -> bool:
         """Whether the library's object has a method of this name."""
