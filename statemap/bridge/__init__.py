@@ -22,12 +22,13 @@ from ._adopt import adopt as adopt, Adopted as Adopted, unbind as unbind
 
 
 if TYPE_CHECKING:
+    from ._brainstate import brainstate as brainstate
     from ._equinox import equinox as equinox
     from ._nnx import nnx as nnx
 
 
 # The bridges, with what has to be installed. A library is imported when its bridge is asked for.
-_PACKAGES = {"equinox": "equinox", "nnx": "flax"}
+_PACKAGES = {"brainstate": "brainstate", "equinox": "equinox", "nnx": "flax"}
 
 
 def __getattr__(name: str) -> Any:
