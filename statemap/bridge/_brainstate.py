@@ -126,7 +126,7 @@ def _made(module: Any, key: Any) -> tuple[Any, Any]:
     """A module, made if need be; and its stream."""
     if key is None or isinstance(module, bs.graph.Node) or not callable(module):
         return module, key
-    with private.stream(key), bs.StateTraceStack():
+    with private.running(key), bs.StateTraceStack():
         made = module()
         return made, private.DEFAULT.value
 
@@ -217,7 +217,7 @@ class _Module(Library):
 
     def call(self, tree: Any, method: Method, args: tuple, kwargs: dict) -> tuple[Any, Any]:
         _, key = self._values(tree)
-        with private.LOCK, private.stream(key), private.noted_settings(), _in_settings():
+        with private.running(key), _in_settings():
             built = self.build(tree)
             own = {id(x) for x in (private.DEFAULT, *bs.graph.states(built).values())}
             with bs.StateTraceStack() as used:

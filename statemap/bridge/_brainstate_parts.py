@@ -57,7 +57,7 @@ class View:
         self.arrays: dict[Path, Any] = {}
         self.facts: dict[Path, Any] = {}
         for path, node in self.nodes.items():
-            self.facts[*path, _OWN] = type(node), sorted(vars(node))
+            self.facts[*path, _OWN] = type(node)
             for name, value in vars(node).items():
                 if name in private.hidden_attributes(node):
                     self.facts[*path, name] = "hidden", id(value)

@@ -10,6 +10,9 @@ changes.
     `RandomState`. All others are the state's own metadata.
 - `environ.get` and `environ.all`, which are replaced while a model runs, to see which settings it
     reads: brainstate's own modules call them as attributes of `environ`.
+- `transform._error_if._err_jit_true_branch`, replaced as well: it is how brainstate checks what it
+    is given, the probability of a dropout, say, and has an effect that comes in an order, which
+    lanes on several devices can't have.
 - `nn.Param._cache_valid`.
 """
 
@@ -19,11 +22,18 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from .._settings import note, register
 
 
 # Not by name: type checkers run without it, and know little of it.
 bs: Any = importlib.import_module("brainstate")
+if bs.__name__.startswith("statemap."):
+    raise ImportError(
+        "`brainstate` is the shim here, after `compat.install()`, whose modules need no bridge: "
+        "`step, states = compat.to_functional(module)`."
+    )
 unit: Any = importlib.import_module("brainunit")
 DEFAULT: Any = bs.random.DEFAULT
 NonBatchState: Any = bs._state.NonBatchState  # public nowhere
@@ -98,26 +108,34 @@ def put_back(found: Any, own: set[int]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def noted_settings() -> Iterator[None]:
-    """Notes the settings that are read in a `with` block, of this thread. Under `LOCK`."""
-    environ, thread = bs.environ, threading.get_ident()
-    get, every = environ.get, environ.all
+def running(key: Any) -> Iterator[None]:
+    """What is around a module that runs: its stream, and a note of each setting that it reads.
+    Other threads have to wait until they draw.
+    """
+    environ, checks, thread = bs.environ, bs.transform._error_if, threading.get_ident()
+    with LOCK:
+        get, every, fail = environ.get, environ.all, checks._err_jit_true_branch
 
-    def noted_get(key: Any, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == thread:
-            note(settings, key)
-        return get(key, *args, **kwargs)
+        def noted_get(key: Any, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == thread:
+                note(settings, key)
+            return get(key, *args, **kwargs)
 
-    def noted_all(*args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == thread:
-            note(settings, ...)
-        return every(*args, **kwargs)
+        def noted_all(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == thread:
+                note(settings, ...)
+            return every(*args, **kwargs)
 
-    environ.get, environ.all = noted_get, noted_all
-    try:
-        yield
-    finally:
-        environ.get, environ.all = get, every
+        def fail_in_no_order(fn: Any, args: tuple, kwargs: dict) -> None:
+            jax.debug.callback(fn, *args, **kwargs)
+
+        environ.get, environ.all = noted_get, noted_all
+        checks._err_jit_true_branch = fail_in_no_order
+        try:
+            with stream(key):
+                yield
+        finally:
+            environ.get, environ.all, checks._err_jit_true_branch = get, every, fail
 
 
 _all = bs.environ.all
