@@ -96,7 +96,8 @@ def brainstate(
 
     - `module`: a `brainstate.nn.Module`, with its states made (`brainstate.nn.init_all_states`).
         It stays as it is. Or, with `key`, a class or a function without arguments that makes one:
-        what it draws, it draws from that key.
+        what it draws, it draws from that key. So it has to be in what makes a population, since
+        brainstate's own stream can't move on in a trace.
     - `key`: the key of `random.DEFAULT`. By default that of brainstate's own.
     - `kinds`: other kinds, by the class of state, `{MyState: sm.ShortTermState}`; or a function
         `(path, node) -> kind`, which may return None. `node.type` is the class.
@@ -118,7 +119,7 @@ def brainstate(
         _refuse(origin)
         view = View(origin)
         library = _Module(view)
-        tree = library.tree(view, private.DEFAULT.value if key is None else key)
+        tree = library.tree(view, private.value_of(private.DEFAULT) if key is None else key)
     return bridged(library, tree, kinds, _KINDS, is_cell, origin)
 
 
@@ -193,7 +194,7 @@ class _Module(Library):
     def tree(self, view: View, key: Any) -> Any:
         """The container."""
         cells = [
-            (path, Cell(type(state), as_arrays(state.value)))
+            (path, Cell(type(state), as_arrays(private.value_of(state))))
             for path, state in view.states.items()
             if state is not private.DEFAULT
         ]

@@ -42,6 +42,17 @@ _OF_A_TRACE = frozenset(("_value", "_level", "_trace_state", "_been_writen"))
 _OF_ONE_STATE = frozenset(("_hooks_manager", "_source_info", "_backup"))
 
 
+def value_of(state: Any) -> Any:
+    """The value of a state. A `RandomState` may hold a seed that becomes a key when it is first
+    looked at: an array, also in a trace, where it would be a tracer that stays.
+    """
+    with jax.ensure_compile_time_eval():
+        return state.value
+
+
+value_of(DEFAULT)
+
+
 def metadata(state: Any) -> dict[str, Any]:
     """What a state has besides its value and what is of no concern to a copy."""
     hidden = _OF_A_TRACE | _OF_ONE_STATE

@@ -592,6 +592,24 @@ def test_an_attribute_called_random():
     assert states["random.DEFAULT"] != after["random.DEFAULT"]
 
 
+def test_a_stream_that_was_not_looked_at_is_first_looked_at_in_a_trace():
+    with own_stream(jr.key(0)):
+        np.random.seed(0)
+        bs.random.DEFAULT.seed()
+        module = Noisy(bs.random.RandomState())
+
+        def bridged(states, x):
+            return x + bridge.brainstate(module)[0](states, x)[0], states
+
+        for value in (vars(bs.random.DEFAULT)["_value"], vars(module.rng)["_value"]):
+            assert isinstance(value, np.ndarray)
+        _, states = jax.eval_shape(lambda: bridge.brainstate(module))
+        _, states = bridge.brainstate(module)
+        sm.vmap2(bridged)(states, jnp.zeros(2))
+        assert not isinstance(bs.random.rand(), jax.core.Tracer)
+        assert not isinstance(module.rng.value, jax.core.Tracer)
+
+
 def test_a_seed_inside_gives_all_lanes_the_same():
     def seeded(net, x):
         bs.random.seed(0)
