@@ -241,6 +241,9 @@ class _Module(Library):
     def has_method(self, name: str) -> bool:
         return callable(getattr(self.cls, name, None))
 
+    def current(self, origin: Any, tree: Any) -> Any:
+        return self.tree(View(origin), self._values(tree)[1])
+
     def write(self, origin: Any, tree: Any) -> None:
         values, key = self._values(tree)
         view = View(origin)

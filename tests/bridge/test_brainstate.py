@@ -290,6 +290,9 @@ def test_written_back_and_rebuilt(population):
         model.write_back(own)
         equal(jr.key_data(bs.random.DEFAULT.value), jr.key_data(own["random.DEFAULT"]))
     equal(values(module), {p: own[p] for p in values(module)})
+    module.dropout.prob = 0.9  # which is no matter
+    with own_stream(jr.key(0)):
+        model.write_back(own)
     with pytest.raises(ValueError, match="write one member back"):
         model.write_back(states)
     equal(values(module), {p: own[p] for p in values(module)})
