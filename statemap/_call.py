@@ -16,6 +16,7 @@ from ._options import Options
 from ._program import Program, Retrace
 from ._refs import GivenRefs
 from ._run import Run
+from ._settings import now
 from ._signature import Function, Inputs, mark_static, split_leaves, static_objects
 from ._slots import Slots
 from ._states import States
@@ -154,7 +155,8 @@ class Call:
         except TypeError:
             refuse_labels(self.slots, values, "the context")
             raise
-        key = (self.structure, types, trace_context())
+        key: Any = (self.structure, types, trace_context())
+        fresh: list[Program] = []
 
         def make() -> tuple[Program, bool]:
             run = Run(
@@ -168,9 +170,13 @@ class Call:
                 self.arrays,
             )
             program = Program(run)
+            fresh.append(program)
             return program, program.may_be_kept
 
         program = self.programs.made.get(key) or self.programs.made.make(key, make)
+        while program.settings and not fresh and not program.holds():
+            key = (key, now(program.settings))  # the next, for these settings
+            program = self.programs.made.get(key) or self.programs.made.make(key, make)
         if program.may_be_kept:
             before = self.programs.last.get(self.structure)
             if before is not None and before is not program:
@@ -186,6 +192,8 @@ class Call:
             refuse_unhashable(self.frame, self.inputs[1])
             raise
         if program is None or not program.fits(self.values):
+            return None
+        if program.settings and not program.holds():
             return None
         if program.is_alone or self.devices is not None:
             return program  # asked for other types, it refuses to be traced again

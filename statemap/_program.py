@@ -26,6 +26,7 @@ from ._refs import refuse_refs
 from ._refusals import refuse_axis, refuse_constants, refuse_effects, refuse_rule
 from ._rows import asks, place, Row, show_shapes
 from ._run import located, Run
+from ._settings import now, reads
 from ._signature import Static
 from ._state import NonBatchState, RandomState
 from ._streams import split_lanes
@@ -72,7 +73,8 @@ class Program:
         self._specs, self._axes = slots.specs, run.axes
         self._sharding = lanes_sharding(run.everything, run.axes)
         types = run.lane_types(self._sharding)
-        lane = Lane.trace(run.lane, types, function.name, options.axis_name, self.lanes)
+        with reads() as self.settings:  # of other libraries, that the function looked at
+            lane = Lane.trace(run.lane, types, function.name, options.axis_name, self.lanes)
         self.may_be_kept = not lane.holds_tracer
         self.outputs, self._out_treedef = run.outputs, run.out_treedef
         self._combinations: dict[int, Combination] = {}  # by the states' positions
@@ -227,6 +229,10 @@ class Program:
     def constants(self) -> list[Any]:
         """What the lane's program closes over."""
         return self._lane.consts
+
+    def holds(self) -> bool:
+        """Whether the settings that the function looked at are what they were."""
+        return now(self.settings) == tuple(self.settings.values())
 
     def fits(self, values: Sequence[Any]) -> bool:
         """Whether the states that the function looks at, and that do not go in, are as they were

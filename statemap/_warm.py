@@ -63,11 +63,14 @@ def warm_call(
     donates = bool(program.donated)
     jitted, donating = program.jitted, program.donating
     special, seen = program.special, bool(program.seen)
+    holds = program.holds if program.settings else None
     marks = bool(program.moved_paths)  # which only the general way does, for a mapping around
     update = _update(chosen, program.changed)
 
     def call(args: tuple) -> tuple[Any, States] | None:
         if len(args) != count:
+            return None
+        if holds is not None and not holds():
             return None
         states, rest = args[0], args[1:]
         if type(states) is not States or states._slots is not slots:

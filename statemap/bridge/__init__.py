@@ -22,6 +22,7 @@ from ._adopt import adopt as adopt, Adopted as Adopted, unbind as unbind
 
 
 if TYPE_CHECKING:
+    from ._brainstate import brainstate as brainstate
     from ._equinox import equinox as equinox
     from ._haiku import haiku as haiku
     from ._linen import linen as linen
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
 
 
 # The bridges, with what has to be installed. A library is imported when its bridge is asked for.
-_PACKAGES = {"equinox": "equinox", "haiku": "dm-haiku", "linen": "flax", "nnx": "flax"}
+_PACKAGES = {
+    "brainstate": "brainstate",
+    "equinox": "equinox",
+    "haiku": "dm-haiku",
+    "linen": "flax",
+    "nnx": "flax",
+}
 
 
 def __getattr__(name: str) -> Any:

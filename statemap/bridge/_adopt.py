@@ -13,7 +13,7 @@ from .._state import is_state, LongTermState, RandomState, State
 from .._states import States
 from .._values import describe, dotted, Path, short
 from ._adopted import Adopted, Origin
-from ._library import apart, Fixed, Layout, Library, Node, nodes_of
+from ._library import apart, class_of, Fixed, Layout, Library, Node, nodes_of
 
 
 T = TypeVar("T")
@@ -160,7 +160,7 @@ def bridged(
         is_legacy = issubclass(kind, RandomState) and not _is_key(value)
         nodes.append(Node(path, outer, None, is_legacy))
         try:
-            made.append(kind(value, tag=None if outer is None else type(node).__name__))
+            made.append(kind(value, tag=None if outer is None else class_of(node).__name__))
         except Exception as error:
             error.add_note(f"(Raised when `{dotted(path)}` of `{library.name}` became a state.)")
             raise
@@ -200,7 +200,7 @@ def _one(kinds: Kinds, path: Path, node: Any) -> Any:
     """
     if not isinstance(kinds, Mapping):
         return kinds(path, node)
-    for cls in type(node).__mro__:
+    for cls in class_of(node).__mro__:
         if cls in kinds:
             return kinds[cls]
     return kinds.get(path[0]) if isinstance(path[0], str) else None

@@ -213,6 +213,11 @@ def _path(keys: tuple) -> Path:
     return tuple(x for k in to_path(keys) for x in (k if isinstance(k, tuple) else (k,)))
 
 
+def class_of(node: Any) -> type:
+    """The class of a node: that of the library's own object, where the node stands for one."""
+    return getattr(node, "stands_for", type(node))
+
+
 def apart(node: Any, is_node: Callable[[Any], bool] | None) -> tuple[Any, Any]:
     """The structure around the value of a node, and the value. That of a leaf is None."""
     if is_node is None or not is_node(node):
