@@ -23,7 +23,7 @@ fuzz:
 	.venv-fuzz/bin/python $(PIP_INSTALL) -e ".[examples]"
 	.venv-fuzz/bin/python -m tests.fuzz $(N)
 
-# Writes tables to the terminal, and JSON and figures to benchmarks/results: some seven minutes.
+# Writes tables to the terminal, and JSON and figures to benchmarks/results: some fifteen minutes.
 bench:
 	$(PYTHON) -m venv --clear .venv-bench
 	.venv-bench/bin/python $(PIP_INSTALL) -e ".[bench]"

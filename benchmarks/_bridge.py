@@ -228,7 +228,7 @@ def cold(library: str, n: int, pace: Pace) -> list[Row]:
         return time.perf_counter() - begin
 
     turns = {c.name: functools.partial(turn, c) for c in contestants if c.name in able}
-    samples = rounds(turns, 3 if pace.quick else 7)
+    samples = rounds(turns, 3 if pace.quick else 5)
     return rows_of(f"{library} model, first call", n, samples)
 
 
