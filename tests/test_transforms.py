@@ -209,3 +209,13 @@ def test_what_passes_through_a_transform_in_a_lane_is_not_changed(around, mappin
     if mapping is sm.vmap2:
         for a, b in zip(new._values[:2], states._values[:2]):
             assert a is b
+
+
+def test_a_collective():
+    def centre(states, x):
+        mean = jax.lax.pmean(x, "batch")
+        return x - mean, states.set("mean", mean)
+
+    states = sm.States(mean=sm.LongTermState(jnp.zeros(())), other=sm.ParamState(jnp.ones(2)))
+    out, states = sm.vmap2(centre, axis_name="batch")(states, jnp.arange(3.0))
+    assert out.tolist() == [-1.0, 0.0, 1.0] and states["mean"] == 1.0
