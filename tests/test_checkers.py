@@ -134,6 +134,8 @@ def programs():
         rest = TAB.sub(lambda tab: "\n" * tab[0].count("\n"), text)
         yield source, f"{folder}/{name}.py", _padded(_blocks(rest))
     for source in sorted((ROOT / "statemap").rglob("*.py")):
+        if source.name == "_brainstate.py":
+            continue  # brainstate need not be installed
         text = source.read_text()
         name = source.relative_to(ROOT).with_suffix("").as_posix()
         for start, _, docstring in PythonDocStringDocument.extract_docstrings(text):

@@ -31,7 +31,6 @@ def adopt(
 
     ```python
     import jax.numpy as jnp, optax
-    import statemap as sm
     from statemap import bridge
 
     adam = optax.adam(1e-3)

@@ -26,7 +26,7 @@ class Origin:
     __slots__ = ("ref",)
 
     def __init__(self, found: Any = None):
-        self.ref = None if found is None else weakref.ref(found)
+        self.ref: Callable[[], Any] | None = None if found is None else weakref.ref(found)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Origin)

@@ -216,7 +216,9 @@ class _Module(Library):
     def take(self, built: Any, tree: Any) -> Any:
         return self._take(built, tree, self._values(tree)[1])
 
-    def call(self, tree: Any, method: Method, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+    def call(
+        self, tree: Any, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
         _, key = self._values(tree)
         with private.running(key), _in_settings():
             built = self.build(tree)

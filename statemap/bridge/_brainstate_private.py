@@ -137,7 +137,7 @@ def running(key: Any) -> Iterator[None]:
                 note(settings, ...)
             return every(*args, **kwargs)
 
-        def fail_in_no_order(fn: Any, args: tuple, kwargs: dict) -> None:
+        def fail_in_no_order(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             jax.debug.callback(fn, *args, **kwargs)
 
         environ.get, environ.all = noted_get, noted_all

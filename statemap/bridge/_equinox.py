@@ -57,8 +57,8 @@ def equinox(
     out, states = sm.vmap2(net, axis_name="batch")(states, jnp.ones((8, 3)))
     assert out.shape == (8, 4) and states["norm.batch_counter"] == 1
 
-    model, state = net.rebuild(states)
-    assert state.get(model.norm.batch_counter) == 1
+    model, state = net.rebuild(states)  # as `make_with_state` gave them
+    assert model.linear.weight.shape == (4, 3)
     ```
 
     This is for models that are written for `eqx.nn.State` and stay so; in a model of your own,
@@ -140,7 +140,9 @@ class _Stateful(_Model):
         model, state = built
         return _Container.of(model, state, self.name, is_new=True)
 
-    def call(self, tree: Any, method: Method, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+    def call(
+        self, tree: Any, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
         model, state = tree.model_and_state()
         fn = self.function(model, method)
         try:
@@ -166,7 +168,7 @@ _PURE = (
 )
 
 
-def _takes(fn: Any, args: tuple, kwargs: dict) -> bool:
+def _takes(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a function has a place for all of its arguments."""
     try:
         inspect.signature(fn).bind(*args, **kwargs)

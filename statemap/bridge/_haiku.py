@@ -124,7 +124,9 @@ class _Haiku(Library):
             raise TypeError(f"What a Haiku model is made of is {what}, not {describe(built)}.")
         return {**tree, **{k: _plain(p) for k, p in zip(("params", "state"), parts)}}
 
-    def call(self, tree: Any, method: Method, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+    def call(
+        self, tree: Any, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
         fn, after = self.function(None, method), dict(tree)
         given = [tree["params"], *([tree["state"]] if self.has_state else [])]
         if not _takes_key(fn):

@@ -37,7 +37,9 @@ class Library:
         """
         return built
 
-    def call(self, tree: Any, method: Method, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+    def call(
+        self, tree: Any, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
         """The output of a call, and the container after it."""
         built = self.build(tree)
         out = self.function(built, method)(*args, **kwargs)
@@ -84,7 +86,8 @@ class Fixed:
     def __init__(self, node: Any):
         # A node may be mutable. Its key is that of now.
         leaves, treedef = jax.tree.flatten(node)
-        self.node, self.key = own(node), (treedef, tuple(map(static_key, leaves)))
+        self.node: Any = own(node)
+        self.key: tuple[Any, ...] = (treedef, tuple(map(static_key, leaves)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fixed) and self.key == other.key
@@ -129,7 +132,10 @@ class Layout:
         nodes: tuple[Node, ...],
         is_node: Callable[[Any], bool] | None,
     ):
-        self.library, self.treedef, self.nodes, self.is_node = library, treedef, nodes, is_node
+        self.library: Library = library
+        self.treedef: Any = treedef
+        self.nodes: tuple[Node, ...] = nodes
+        self.is_node: Callable[[Any], bool] | None = is_node
 
     def __eq__(self, other: object) -> bool:
         return self is other or (

@@ -143,7 +143,9 @@ class _Linen(Library):
         # `apply` returns the collections that are mutable; the others stay.
         return {**tree, **{c: v for c, v in unfreeze(dict(built)).items() if c != "rngs"}}
 
-    def call(self, tree: Any, method: Method, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+    def call(
+        self, tree: Any, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
         streams = tree.get("rngs", {})
         splits = {name: jax.random.split(key) for name, key in streams.items()}
         variables, drawn = self.build(tree), set()

@@ -33,7 +33,7 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
 
     ```python
     from flax import nnx
-    import jax, jax.numpy as jnp
+    import jax.numpy as jnp
     import statemap as sm
     from statemap import bridge
 
