@@ -1,12 +1,11 @@
 """One call, the general way: from the parts of a call to the program for it, and its results."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from ._axes import along, argument_axes, argument_labels
-from ._cache import Cache
 from ._container import AnyFrame, refuse_unhashable
 from ._devices import Devices
 from ._donation import claim, disclaim
@@ -14,6 +13,7 @@ from ._exact import exact
 from ._jax import is_base_trace, is_ref, placement, trace_context, type_of
 from ._options import Options
 from ._program import Program, Retrace
+from ._programs import Programs
 from ._refs import GivenRefs
 from ._run import Run
 from ._settings import now
@@ -22,18 +22,6 @@ from ._slots import Slots
 from ._states import States
 from ._values import refuse_labels, refuse_recursive
 from ._watch import facts_of
-
-
-class Programs(NamedTuple):
-    """The programs of a mapping, and of all that are equal to it."""
-
-    made: Cache[Program]  # by signature
-    last: Cache[Program]  # by what of a signature is known without looking at arrays
-    facts: tuple | None  # what their function reached of other libraries' objects
-
-    @staticmethod
-    def none_yet(size: int, facts: tuple | None = None) -> "Programs":
-        return Programs(Cache(size), Cache(size), facts)
 
 
 class Call:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ._devices import Devices
-from ._jax import called_back, jaxprs_in, on_each_device, with_equations, with_jaxprs
+from ._jaxpr import called_back, jaxprs_in, on_each_device, with_equations, with_jaxprs
 
 
 def holds_check(jaxpr: Any) -> bool:

@@ -7,7 +7,7 @@ Both look into `jit`, `checkpoint`, loops, branches and custom rules, however de
 from collections.abc import Sequence
 from typing import Any
 
-from ._jax import Inside, inside, is_variable, Loop, with_equations
+from ._jaxpr import Inside, inside, is_variable, Loop, with_equations
 
 
 def forwarded(jaxpr: Any) -> Any:

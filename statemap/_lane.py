@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from ._chunks import in_chunks
 from ._errors import BatchAxisError
 from ._flow import Flow, forwarded
-from ._jax import dce_jaxpr, eval_jaxpr, lay_lanes, make_jaxpr
+from ._jax import lay_lanes
+from ._jaxpr import dce_jaxpr, eval_jaxpr, make_jaxpr
 from ._reduce import Reduction
 
 

@@ -269,17 +269,7 @@ class Map(eqx.Module, Generic[M]):
         self._initialised("update")
         return self._mapping(states, *args, **kwargs)
 
-    @overload
-    def update(
-        self: "Map[Callable[Concatenate[C, P], R]]", states: C, /, *args: P.args, **kwargs: P.kwargs
-    ) -> R: ...
-
-    @overload
-    def update(self, states: C, /, *args: Any, **kwargs: Any) -> tuple[Any, C]: ...
-
-    def update(self: Any, states: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """The same as a call."""
-        return self(states, *args, **kwargs)
+    update = __call__
 
     @overload
     def map(

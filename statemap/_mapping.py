@@ -8,8 +8,7 @@ import equinox as eqx
 import jax
 
 from ._axes import AxisSpec
-from ._cache import Cache
-from ._call import Call, Programs
+from ._call import Call
 from ._container import first_argument, pack
 from ._filters import Filter
 from ._foreign import refuse_foreign
@@ -18,6 +17,7 @@ from ._options import Options, Policy
 from ._overlay import Chosen, moved_of, with_moved
 from ._plan import Plan
 from ._program import Program
+from ._programs import Programs, shared_programs
 from ._rules import Rule
 from ._signature import abstract, CacheKey, Function, static_arguments, unfix
 from ._state_axes import Axis, StateAxisSpec
@@ -32,10 +32,6 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 I = TypeVar("I")
-
-# What equal mappings share: by function and options, the programs.
-_shared: Cache[Programs] = Cache(512)
-_PROGRAMS = 256  # of one mapping: other slots, other structure of arguments, other shapes
 
 
 class StatefulMapping(Generic[P, R]):
@@ -349,29 +345,15 @@ class StatefulMapping(Generic[P, R]):
         """
         before, now = self._reach, reach(self._fn)
         if now is not None and now.holds_tracer:  # of a trace around, which ends
-            return Programs.none_yet(_PROGRAMS)
+            return Programs.none_yet()
         if before is not None:
             refuse_changed(before.facts, now, self.__name__, f"sm.vmap2({self.__name__}, ...)")
         self._reach = now
         if self._programs is None:
-            self._programs = self._shared_programs(function, None if now is None else now.facts)
+            self._programs = shared_programs(
+                function, self._options, None if now is None else now.facts
+            )
         return self._programs
-
-    def _shared_programs(self, function: Function, facts: tuple | None) -> Programs:
-        programs, key = Programs.none_yet(_PROGRAMS, facts), None
-        if not self._options.is_ours or function.holds_closure:
-            return programs
-        try:
-            discard = _shared.discard  # when Python exits, the name goes first
-            on_death = lambda _: discard(key)
-            key = (function.key(on_death), self._options.key(on_death))
-            known = _shared.get(key)
-            if known is not None and known.facts != facts:  # what was traced is no more
-                _shared.replace(key, programs)
-                return programs
-            return known or _shared.add(key, programs)
-        except (TypeError, ValueError):  # something static can't be hashed or compared
-            return programs
 
     def _is_as_before(self) -> bool:
         """Whether a function whose arrays can change has not changed since the last call."""

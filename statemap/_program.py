@@ -10,15 +10,7 @@ import jax
 from ._axes import move_axis, normalise
 from ._checks import Checked, fails_everywhere, holds_check
 from ._errors import BatchAxisError
-from ._jax import (
-    INLINE,
-    jit,
-    lanes_sharding,
-    lay_lanes,
-    trace_context,
-    type_of,
-    with_lanes,
-)
+from ._jax import INLINE, jit, lanes_sharding, lay_lanes, trace_context, type_of, with_lanes
 from ._lane import Lane
 from ._overlay import Chosen
 from ._reduce import Combination, Reduction

@@ -7,7 +7,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from ._jax import eval_jaxpr, make_jaxpr
+from ._jaxpr import eval_jaxpr, make_jaxpr
 from ._rules import Reduce
 from ._state import read, State, write
 from ._values import fit

@@ -14,7 +14,8 @@ from jax.core import Tracer
 from ._axes import argument_labels
 from ._devices import Devices
 from ._foreign import held_by
-from ._jax import is_ref, REF, written_refs
+from ._jax import is_ref, REF
+from ._jaxpr import written_refs
 from ._lane import Lane
 from ._run import Run
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ._axes import normalise
 from ._errors import BatchAxisError
-from ._jax import axis_names, is_variable, ordered_effects
+from ._jaxpr import axis_names, is_variable, ordered_effects
 from ._lane import Lane
 from ._rows import Row
 from ._rules import HOWS, Reduce

@@ -266,6 +266,15 @@ class FrozenNode:
         raise AttributeError(f"`{type(self).__name__}` is immutable.")
 
 
+class HoldsArrays:
+    """The base of what is static in a pytree and may hold arrays, in a closure perhaps."""
+
+    __slots__ = ()
+
+    def holds_arrays(self) -> bool:
+        raise NotImplementedError
+
+
 class Function:
     """A function as a pytree: a module, a `Partial` or a plain function."""
 
@@ -316,7 +325,7 @@ class Function:
         """Whether the structure has a closure in it, such as one in a static field: a key would
         hold it for good.
         """
-        return _holds_closure(self.treedef)
+        return holds_closure(self.treedef)
 
 
 def _apart(fn: Any) -> tuple[Callable | None, Any]:
@@ -328,16 +337,19 @@ def _apart(fn: Any) -> tuple[Callable | None, Any]:
     return None, fn
 
 
-def _holds_closure(tree: Any) -> bool:
+def holds_closure(tree: Any) -> bool:
+    """Whether a structure has a closure in it, or says of itself that it holds arrays."""
     node = tree.node_data()
     if node is not None and _is_closure(node[1]):
         return True
-    return any(map(_holds_closure, tree.children()))
+    return any(map(holds_closure, tree.children()))
 
 
 def _is_closure(data: Any) -> bool:
     if isinstance(data, (tuple, list)):
         return any(map(_is_closure, data))
+    if isinstance(data, HoldsArrays):
+        return data.holds_arrays()
     return isinstance(data, types.FunctionType) and data.__closure__ is not None
 
 

@@ -17,7 +17,8 @@ from ._jax import is_base_trace
 from ._values import function_name
 
 
-# What libraries keep in their objects for themselves.
+# What libraries keep in their objects for themselves: private in flax (0.12.8) and in brainstate
+# (0.5.4, 0.6.0). A name that has gone does no harm; a new one makes what is unchanged look changed.
 _HIDDEN = {
     "_pytree__state",
     "_pytree__nodes",

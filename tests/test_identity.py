@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import statemap as sm
-from statemap import _mapping
+from statemap import _programs
 
 
 XS = jnp.arange(3.0)
@@ -224,11 +224,11 @@ def remade(make, times=6):
     """How many more arrays live after mappings were made anew with closures over large arrays."""
     make(jnp.zeros(1000))
     gc.collect()
-    before, programs = len(jax.live_arrays()), len(_mapping._shared)
+    before, programs = len(jax.live_arrays()), len(_programs._shared)
     for i in range(times):
         make(jnp.full(1000, float(i)))
     gc.collect()
-    return len(jax.live_arrays()) - before, len(_mapping._shared) - programs
+    return len(jax.live_arrays()) - before, len(_programs._shared) - programs
 
 
 def passing(states, x):

@@ -1,5 +1,5 @@
-"""What is only semi-public in JAX is there, and is what `_jax.py` takes it for. When one of these
-fails, that name has gone or has changed.
+"""What is only semi-public in JAX is there, and is what `_jax.py` and `_jaxpr.py` take it for. When
+one of these fails, that name has gone or has changed.
 """
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.interpreters import partial_eval
 
-from statemap import _jax
+from statemap import _jax, _jaxpr
 
 
 X = jnp.ones(())
@@ -35,24 +35,24 @@ def test_get_opaque_trace_state():
 def test_dce_jaxpr_and_eval_jaxpr():
     assert callable(partial_eval.dce_jaxpr) and callable(jax.core.eval_jaxpr)
     closed = jax.make_jaxpr(lambda a, b: (a + 1, b * 2))(X, X)
-    small, used = _jax.dce_jaxpr(closed.jaxpr, [False, True])
+    small, used = _jaxpr.dce_jaxpr(closed.jaxpr, [False, True])
     assert used == [False, True] and len(small.eqns) == 1
-    assert _jax.dce_jaxpr(closed.jaxpr, [False, True], instantiate=True)[1] == [True, True]
-    assert [float(x) for x in _jax.eval_jaxpr(small, closed.consts, X)] == [2.0]
+    assert _jaxpr.dce_jaxpr(closed.jaxpr, [False, True], instantiate=True)[1] == [True, True]
+    assert [float(x) for x in _jaxpr.eval_jaxpr(small, closed.consts, X)] == [2.0]
 
 
 def test_make_jaxpr_with_axis_env():
     mean = lambda flat: [jax.lax.pmean(flat[0], "i")]
-    closed = _jax.make_jaxpr(mean, [jax.ShapeDtypeStruct((), jnp.float32)], [("i", 3)])
-    assert _jax.axis_names(closed.jaxpr) == {"i"}
-    index = _jax.make_jaxpr(lambda flat: [jax.lax.axis_index("i")], [], [("i", 3)])
-    assert _jax.axis_names(index.jaxpr) == {"i"}
-    assert _jax.axis_names(_jax.make_jaxpr(lambda flat: flat, [X], None).jaxpr) == set()
+    closed = _jaxpr.make_jaxpr(mean, [jax.ShapeDtypeStruct((), jnp.float32)], [("i", 3)])
+    assert _jaxpr.axis_names(closed.jaxpr) == {"i"}
+    index = _jaxpr.make_jaxpr(lambda flat: [jax.lax.axis_index("i")], [], [("i", 3)])
+    assert _jaxpr.axis_names(index.jaxpr) == {"i"}
+    assert _jaxpr.axis_names(_jaxpr.make_jaxpr(lambda flat: flat, [X], None).jaxpr) == set()
 
 
 def test_ordered_effects():
     show = lambda ordered: jaxpr(lambda x: jax.debug.print("{}", x, ordered=ordered), X)
-    assert _jax.ordered_effects(show(True)) and not _jax.ordered_effects(show(False))
+    assert _jaxpr.ordered_effects(show(True)) and not _jaxpr.ordered_effects(show(False))
 
 
 def test_shaped_array_update_and_named_sharding_update():
@@ -116,8 +116,8 @@ def test_the_trace_context():
 
 def test_while():
     f = lambda x, y: jax.lax.while_loop(lambda c: c[0] < y, lambda c: (c[0] + x, c[1] * 2), (x, y))
-    loop = _jax.inside(eqn(f, X, X, name=("while",)))
-    assert isinstance(loop, _jax.Loop) and loop.condition is not None
+    loop = _jaxpr.inside(eqn(f, X, X, name=("while",)))
+    assert isinstance(loop, _jaxpr.Loop) and loop.condition is not None
     assert (loop.n_consts, loop.n_carry) == (1, 2)
     assert len(loop.body.inputs) == len(loop.body.jaxpr.invars) == 3
 
@@ -127,14 +127,14 @@ def test_scan():
         body = lambda c, z: ((c[0] + z + y, c[1] * 2), c[1])
         return jax.lax.scan(body, (x, y), jnp.ones(3))
 
-    loop = _jax.inside(eqn(f, X, X, name=("scan",)))
-    assert isinstance(loop, _jax.Loop) and loop.condition is None
+    loop = _jaxpr.inside(eqn(f, X, X, name=("scan",)))
+    assert isinstance(loop, _jaxpr.Loop) and loop.condition is None
     assert (loop.n_consts, loop.n_carry) == (1, 2)
 
 
 def test_cond():
     f = lambda x: jax.lax.cond(x > 0, jnp.sin, jnp.cos, x)
-    branches = _jax.inside(eqn(f, X, name=("cond",)))
+    branches = _jaxpr.inside(eqn(f, X, name=("cond",)))
     assert isinstance(branches, list) and [b.inputs for b in branches] == [[1], [1]]
 
 
@@ -167,8 +167,8 @@ def custom_vmap(x, y):
     ],
 )
 def test_calls(f):
-    found = eqn(f, X, X, name=tuple(_jax._CALLS))
-    (part,) = _jax.inside(found)
+    found = eqn(f, X, X, name=tuple(_jaxpr._CALLS))
+    (part,) = _jaxpr.inside(found)
     assert part.inputs == [0, 1] and len(part.jaxpr.outvars) == 2
 
 
@@ -181,20 +181,20 @@ def test_what_is_called_back_and_by_each_device():
 
     call = lambda x: jax.pure_callback(host, x, x)
     back = eqn(call, X, name={"pure_callback"})
-    assert _jax.called_back(back) is host
+    assert _jaxpr.called_back(back) is host
     around = eqn(lambda x: jax.lax.cond(x > 0, call, lambda x: x, x), X, name={"cond"})
-    assert _jax.called_back(around) is None
-    assert [len(j.eqns) for j in _jax.jaxprs_in(around)] == [0, 1]
-    bare = _jax.with_jaxprs(around, lambda j: _jax.with_equations(j, [], j.invars))
-    assert [len(j.eqns) for j in _jax.jaxprs_in(bare)] == [0, 0]
+    assert _jaxpr.called_back(around) is None
+    assert [len(j.eqns) for j in _jaxpr.jaxprs_in(around)] == [0, 1]
+    bare = _jaxpr.with_jaxprs(around, lambda j: _jaxpr.with_equations(j, [], j.invars))
+    assert [len(j.eqns) for j in _jaxpr.jaxprs_in(bare)] == [0, 0]
 
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    each = _jax.on_each_device(back, mesh)
+    each = _jaxpr.on_each_device(back, mesh)
     assert list(each.invars) == list(back.invars) and list(each.outvars) == list(back.outvars)
     closed = jax.make_jaxpr(call)(X).jaxpr
-    eqns = [_jax.on_each_device(closed.eqns[0], mesh)]
-    program = _jax.with_equations(closed, eqns, closed.outvars)
-    assert jax.jit(lambda x: _jax.eval_jaxpr(program, [], x))(X)[0] == X
+    eqns = [_jaxpr.on_each_device(closed.eqns[0], mesh)]
+    program = _jaxpr.with_equations(closed, eqns, closed.outvars)
+    assert jax.jit(lambda x: _jaxpr.eval_jaxpr(program, [], x))(X)[0] == X
     assert len(seen) == 8
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import statemap as sm
-from statemap import _mapping
+from statemap import _programs
 
 from .models import add, counter, LIF
 
@@ -173,13 +173,13 @@ def test_a_dead_closure_leaves_the_cache():
         return weakref.ref(array), sm.vmap2(lambda s, x: (x + array.sum(), s))
 
     gc.collect()
-    before = len(_mapping._shared)
+    before = len(_programs._shared)
     ref, mapping = make()
     mapping(sm.States(), XS)
-    assert len(_mapping._shared) == before + 1
+    assert len(_programs._shared) == before + 1
     del mapping
     gc.collect()
-    assert len(_mapping._shared) == before and ref() is None
+    assert len(_programs._shared) == before and ref() is None
 
 
 def test_caches_hold_no_states_and_are_bounded():
@@ -190,13 +190,13 @@ def test_caches_hold_no_states_and_are_bounded():
     del out
     gc.collect()
     assert [r() for r in refs] == [None, None]
-    for i in range(_mapping._PROGRAMS + 10):
+    for i in range(_programs._PROGRAMS + 10):
         sm.vmap2(lambda s, x, tag: (x, s))  # not called: nothing is kept
     many = sm.vmap2(lambda s, x, tag: (x, s))
     for i in range(3):
         many(sm.States(), XS, f"tag{i}")
     assert len(many._programs.made) == 3
-    cache = _mapping.Cache(4)
+    cache = _programs.Cache(4)
     for i in range(9):
         cache.add(i, i)
         cache.get(2)  # used again and again, it outlives what came after it

@@ -22,7 +22,6 @@ from . import _brainstate_private as private
 from ._adopt import bridged, Kinds
 from ._adopted import _Branch, Adopted
 from ._brainstate_parts import (
-    as_arrays,
     Attribute,
     Cell,
     difference,
@@ -31,6 +30,7 @@ from ._brainstate_parts import (
     put_arrays,
     View,
 )
+from ._given import as_arrays
 from ._library import Library, Method, nodes_of
 
 

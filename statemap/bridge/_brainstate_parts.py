@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from .._settings import fact
 from .._values import dotted, Path, to_path
@@ -111,13 +110,6 @@ def _is_whole(x: Any) -> bool:
 
 def _is_array(x: Any) -> bool:
     return isinstance(x.mantissa if isinstance(x, unit.Quantity) else x, jax.Array)
-
-
-def as_arrays(value: Any) -> Any:
-    """A value of a state, with arrays in the place of Python's numbers."""
-    return jax.tree.map(
-        lambda x: jnp.asarray(x) if isinstance(x, (bool, int, float, complex)) else x, value
-    )
 
 
 def put_arrays(module: Any, arrays: Mapping[Path, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a library is given that keeps no state of its own: a key, and its containers."""
+"""What models of several libraries are made of: a key, and containers of arrays."""
 
 from typing import Any
 

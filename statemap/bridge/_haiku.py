@@ -11,7 +11,7 @@ import numpy as np
 
 from .._exact import PLAIN
 from .._flow import Flow
-from .._jax import eval_jaxpr
+from .._jaxpr import eval_jaxpr
 from .._state import LongTermState, ParamState, State
 from .._states import States
 from .._values import describe, dotted, to_path

@@ -1,12 +1,18 @@
 """`Library`: what differs from library to library."""
 
+import gc
+import types
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from .._pickle import from_pickle, name_of, to_pickle
 from .._rest import static_key
+from .._signature import holds_closure, HoldsArrays
 from .._values import dotted, own, Path, to_path
 
 
@@ -19,6 +25,15 @@ class Library:
     """
 
     name = "adopted"  # what plans and messages call the model
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
     def build(self, tree: Any) -> Any:
         """The library's own object, of its container."""
@@ -122,7 +137,7 @@ class Node(NamedTuple):
         )
 
 
-class Layout:
+class Layout(HoldsArrays):
     """What stays of a container when all values go. Compared by its parts."""
 
     def __init__(
@@ -143,7 +158,6 @@ class Layout:
             and self.nodes == other.nodes
             and self.treedef == other.treedef
             and self.is_node is other.is_node
-            and type(self.library) is type(other.library)
             and self.library == other.library
         )
 
@@ -152,6 +166,11 @@ class Layout:
 
     def __repr__(self) -> str:  # which tells compiled functions apart, too
         return f"{self.library!r}, {self.treedef}, {self.nodes}"
+
+    def holds_arrays(self) -> bool:
+        fixed = [node.fixed.node for node in self.nodes if node.fixed is not None]
+        held = (vars(self.library), fixed, self.is_node)
+        return holds_closure(self.treedef) or _reaches_array(held)
 
     def __deepcopy__(self, memo: Any) -> "Layout":
         return self
@@ -195,6 +214,33 @@ class Layout:
             "it is made (call it once before, perhaps); or take out what is new, and return it:\n"
             "Right:  model.method(lambda module, x: ...)"
         )
+
+
+def _reaches_array(*objects: Any) -> bool:
+    """Whether there are arrays in objects, or in what the functions in them close over: tracers, or
+    any that takes up memory to speak of.
+    """
+    ahead: list[Any] = list(objects)
+    seen: set[int] = set()
+    while ahead:
+        x = ahead.pop()
+        if isinstance(x, (jax.Array, np.ndarray)) and (isinstance(x, Tracer) or x.size > _FEW):
+            return True
+        if id(x) in seen or isinstance(x, _SHARED):
+            continue
+        seen.add(id(x))
+        if isinstance(x, types.FunctionType):
+            ahead += [x.__closure__, x.__defaults__, x.__kwdefaults__, x.__dict__]
+        elif (wrapped := getattr(x, "__wrapped__", None)) is not None:  # of `jax.jit`, with caches
+            ahead.append(wrapped)
+        else:
+            ahead += gc.get_referents(x)
+    return False
+
+
+_FEW = 256  # elements: brainunit, say, has a small array in each unit
+# What is there anyhow, whoever refers to it.
+_SHARED = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, weakref.ref)
 
 
 def _unpickled(library: Library, tree: Any, said: Any, is_node: Any) -> Layout:

@@ -5,11 +5,13 @@ from typing import Any, TypeVar
 
 import jax
 import jax.core
+import numpy as np
 from flax import nnx as _nnx
 
 from .._exact import PLAIN
 from .._pickle import name_of
 from .._rest import static_key
+from .._settings import fact
 from .._state import LongTermState, ParamState, RandomState, State
 from .._states import States
 from .._values import dotted, Path
@@ -94,6 +96,7 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
                 "Wrong:  bridge.nnx(module)\n"
                 "Right:  bridge.nnx(nnx.with_vars(module, ref=False, hijax=False))"
             )
+    graphdef, _ = _nnx.split(_with_own_containers(_nnx.merge(graphdef, state)))
     library = _Module(type(module), graphdef, _attributes(module))
     return bridged(library, state, kinds, _KINDS, _is_variable, module)
 
@@ -109,7 +112,7 @@ class _Module(Library):
         return self.cls.__name__
 
     def build(self, tree: Any) -> Any:
-        return _nnx.merge(self.graphdef, tree)
+        return _with_own_containers(_nnx.merge(self.graphdef, tree))
 
     def take(self, built: Any, tree: Any) -> Any:
         graphdef, state = _nnx.split(built)
@@ -173,11 +176,35 @@ def _declare_arrays(module: Any) -> None:
                     )
 
 
+def _with_own_containers(module: Any) -> Any:
+    """A module that NNX has merged, in which no list, dictionary or set is that of another: what is
+    static NNX takes over as it is, and a call may write to it in place.
+    """
+    for _, node in _nnx.iter_graph(module):
+        own = vars(node) if isinstance(node, _nnx.Pytree) else {}
+        for name, value in list(own.items()):
+            if isinstance(value, _CONTAINERS) and not name.startswith("_pytree__"):
+                own[name] = _copied(value)
+    return module
+
+
+def _copied(value: Any) -> Any:
+    copied = lambda x: set(x) if isinstance(x, set) else x
+    return jax.tree.map(copied, value, is_leaf=_is_object)
+
+
+_CONTAINERS = (tuple, list, dict, set)
+
+
 class _Exact:
     """A static attribute, and what it is compared by."""
 
     def __init__(self, value: Any):
         self.value, self.key = value, static_key(value)
+        if isinstance(value, _CONTAINERS):  # a mutable one, perhaps: as it is now
+            self.value = _copied(value)
+            leaves, treedef = jax.tree.flatten(value)
+            self.key = treedef, tuple("array" if _is_array(x) else fact(x) for x in leaves)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Exact) and self.key == other.key
@@ -201,10 +228,17 @@ def _attributes(module: Any) -> dict[Path, _Exact]:
 
 
 def _is_plain(x: Any) -> bool:
-    if isinstance(x, tuple):
-        return all(map(_is_plain, x))
-    is_node = isinstance(x, _nnx.Pytree | _nnx.Variable)
-    return x is None or isinstance(x, PLAIN) or callable(x) and not is_node
+    if isinstance(x, _CONTAINERS):
+        return not any(map(_is_object, jax.tree.leaves(x, is_leaf=_is_object)))
+    return x is None or isinstance(x, PLAIN) or callable(x) and not _is_object(x)
+
+
+def _is_object(x: Any) -> bool:
+    return isinstance(x, _nnx.Pytree | _nnx.Variable)
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (jax.Array, np.ndarray))
 
 
 def _is_variable(x: Any) -> bool:

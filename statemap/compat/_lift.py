@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from .._jax import dce_jaxpr, eval_jaxpr
+from .._jaxpr import dce_jaxpr, eval_jaxpr
 from ._cells import State
 from ._discover import Discovery
 from ._frames import DEAD, Frame, local, peek, read

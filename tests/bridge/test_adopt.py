@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import pickle
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import optax
 import pytest
 
 import statemap as sm
-from statemap import bridge
+from statemap import _programs, bridge
 
 
 KEY = jr.key(0)
@@ -303,3 +304,40 @@ def test_contexts_side_by_side():
     assert action.shape == (8, 2) and value.shape == (8, 1)
     assert new == {"actor": a, "critic": c}
     assert "actor.weight" in str(mapped.plan({"actor": a, "critic": c}, X))
+
+
+def test_arrays_that_a_model_closes_over_are_freed():
+    """What is static in a model keys its programs; a model that is made anew with other arrays in
+    a closure is not kept alive by them.
+    """
+    x = jnp.ones(3)
+
+    def use(big):
+        tree = {"w": jnp.ones(3), "act": lambda v: v + big.sum()}
+        model, states = bridge.adopt(tree)
+        call = model.method(lambda tree, x: tree["act"](tree["w"] * x))
+        return sm.vmap2(call)(states, x)[0][0].tolist()
+
+    use(jnp.zeros(1000))
+    gc.collect()
+    before = len(jax.live_arrays()), len(_programs._shared)
+    for i in range(4):
+        assert use(jnp.full(1000, float(i))) == [1000.0 * i + 1] * 3
+    gc.collect()
+    assert (len(jax.live_arrays()), len(_programs._shared)) == before
+
+
+def test_closures_without_arrays_share_what_is_compiled():
+    def scaled(by):
+        return lambda v: v * by
+
+    tree, runs = {"w": jnp.ones(3), "act": scaled(2.0), "jitted": jax.jit(jax.nn.relu)}, []
+
+    def call(tree, x, runs=runs):
+        runs.append(1)
+        return tree["act"](tree["w"] * x)
+
+    for _ in range(3):
+        model, states = bridge.adopt(tree)
+        assert sm.vmap2(model.method(call))(states, jnp.ones(3))[0].shape == (3, 3)
+    assert len(runs) == 1

@@ -789,3 +789,49 @@ def test_arrays_of_a_trace_that_are_static_are_refused():
     make = lambda *, key: bridge.nnx(Tables(nnx.Rngs(key), lambda x: (x, x)))
     with pytest.raises(TypeError, match="`table` of `Tables` is a tuple with arrays in it"):
         sm.vmap2_new_states(make, key=jr.key(0), axis_size=2)
+
+
+class Logs(nnx.Module):
+    def __init__(self, write):
+        self.w, self.write = nnx.Param(jnp.ones(3)), write
+        self.log, self.counts, self.seen = [], {"calls": 0}, {"a"}
+
+    def __call__(self, x):
+        self.write(self, x)
+        return x * self.w * (1 + self.counts["calls"])
+
+
+def append(module, x):
+    module.log.append(x)
+
+
+def count(module, x):
+    module.counts["calls"] += 1
+
+
+def add(module, x):
+    module.seen.add("b")
+
+
+@pytest.mark.parametrize("write, name", [(append, "log"), (count, "counts"), (add, "seen")])
+def test_a_container_that_a_call_writes_to_in_place(write, name):
+    """It is static in NNX, which hands it on as it is: the write would be lost, and leave a tracer
+    in the module.
+    """
+    module = Logs(write)
+    model, states = bridge.nnx(module)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"`{name}` was changed from .* is static in a call"):
+            sm.vmap2(model)(states, X)
+    assert (module.log, module.counts, module.seen) == ([], {"calls": 0}, {"a"})
+
+
+def test_containers_of_a_module_and_of_models_are_apart():
+    module = Logs(lambda module, x: None)
+    model, states = bridge.nnx(module)
+    rebuilt = model.rebuild(states)
+    for one in (module, rebuilt):
+        one.log.append(1)
+        one.counts["calls"] = 5
+    assert model.rebuild(states).log == [] and rebuilt.counts == {"calls": 5}
+    assert sm.vmap2(model)(states, X)[0].tolist() == X.tolist()
