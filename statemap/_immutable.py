@@ -1,9 +1,20 @@
-"""What is refused of a context because it is immutable, and what to write instead."""
+"""What is immutable: pytree nodes; and what is refused of a context, with what to write instead."""
 
 from typing import Any
 
 from ._errors import near
 from ._slots import Slots
+
+
+class FrozenNode:
+    """The base of pytree nodes that never change, and so need not be looked through at each call.
+    (`equinox.Module` is another.)
+    """
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"`{type(self).__name__}` is immutable.")
 
 
 class Immutable:

@@ -16,6 +16,7 @@ import jax.core
 import numpy as np
 
 from ._exact import by_identity, exact
+from ._immutable import FrozenNode
 from ._jax import is_ref, new_ref
 
 
@@ -253,17 +254,6 @@ def unwrap(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """The arguments as the function takes them, without `Static` nodes."""
     args = tuple(a.value if isinstance(a, Static) else a for a in args)
     return args, {k: v.value if isinstance(v, Static) else v for k, v in kwargs.items()}
-
-
-class FrozenNode:
-    """The base of pytree nodes that never change, and so need not be looked through at each call.
-    (`equinox.Module` is another.)
-    """
-
-    __slots__ = ()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"`{type(self).__name__}` is immutable.")
 
 
 class HoldsArrays:

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.core
 
-from .._signature import FrozenNode
+from .._immutable import FrozenNode
 from .._slots import path_order
 from .._states import States
 from .._values import dotted, fit, function_name, own, Path
