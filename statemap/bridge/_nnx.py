@@ -5,10 +5,12 @@ from typing import Any, TypeVar
 
 import jax
 import jax.core
+import numpy as np
 from flax import nnx as _nnx
 
 from .._exact import PLAIN
 from .._pickle import name_of
+from .._plain import changes_in_place, contents, copied
 from .._rest import static_key
 from .._state import LongTermState, ParamState, RandomState, State
 from .._states import States
@@ -94,7 +96,11 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
                 "Wrong:  bridge.nnx(module)\n"
                 "Right:  bridge.nnx(nnx.with_vars(module, ref=False, hijax=False))"
             )
-    library = _Module(type(module), graphdef, _attributes(module))
+    attributes = _attributes(module)
+    if any(changes_in_place(x.value, _DATA) for x in attributes.values()):
+        # A graphdef holds the very lists of the module, which may be changed later.
+        graphdef, _ = _nnx.split(_with_copies(_nnx.merge(graphdef, state)))
+    library = _Module(type(module), graphdef, attributes)
     return bridged(library, state, kinds, _KINDS, _is_variable, module)
 
 
@@ -109,7 +115,7 @@ class _Module(Library):
         return self.cls.__name__
 
     def build(self, tree: Any) -> Any:
-        return _nnx.merge(self.graphdef, tree)
+        return _with_copies(_nnx.merge(self.graphdef, tree))
 
     def take(self, built: Any, tree: Any) -> Any:
         graphdef, state = _nnx.split(built)
@@ -177,7 +183,9 @@ class _Exact:
     """A static attribute, and what it is compared by."""
 
     def __init__(self, value: Any):
-        self.value, self.key = value, static_key(value)
+        is_plain = not changes_in_place(value, _DATA)
+        self.value = value if is_plain else copied(value, {})
+        self.key = static_key(value) if is_plain else contents(value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Exact) and self.key == other.key
@@ -196,8 +204,25 @@ def _attributes(module: Any) -> dict[Path, _Exact]:
         (*path, name): _Exact(value)
         for path, node in nodes
         for name, value in vars(node).items()
-        if not name.startswith("_pytree__") and _is_plain(value)
+        if not name.startswith("_pytree__") and (_is_plain(value) or changes_in_place(value, _DATA))
     }
+
+
+def _with_copies(module: Any) -> Any:
+    """A module with lists, dictionaries and the like of its own, where they are static: what a call
+    writes to them is seen then, and is not in what the next call starts from.
+    """
+    memo: dict[int, Any] = {}
+    for _, node in _nnx.iter_graph(module):
+        if isinstance(node, _nnx.Pytree):
+            for name, value in list(vars(node).items()):
+                if not name.startswith("_pytree__") and changes_in_place(value, _DATA):
+                    vars(node)[name] = copied(value, memo)
+    return module
+
+
+# What is no static attribute of a module, nor in one.
+_DATA = (_nnx.Pytree, _nnx.Variable, jax.Array, np.ndarray)
 
 
 def _is_plain(x: Any) -> bool:
