@@ -24,7 +24,7 @@ def fields_of(x: Any) -> dict[str, Any] | None:
     is_ours = options is not None and options.eq and not options.frozen
     if not (is_ours or isinstance(x, types.SimpleNamespace)) or not hasattr(x, "__dict__"):
         return None
-    hidden = {f.name for f in dataclasses.fields(x) if not f.compare} if options else set()
+    hidden = {f.name for f in dataclasses.fields(type(x)) if not f.compare} if options else set()
     return {k: v for k, v in vars(x).items() if k not in hidden}
 
 
@@ -88,7 +88,8 @@ def copied(x: Any, memo: dict[int, Any]) -> Any:
     if isinstance(x, tuple):
         new = [copied(item, memo) for item in items]
         same = all(a is b for a, b in zip(x, new))
-        return x if same else type(x)._make(new) if hasattr(x, "_make") else type(x)(new)
+        make: Any = getattr(type(x), "_make", type(x))  # of a named tuple
+        return x if same else make(new)
     made = copy.copy(x)
     memo[id(x)] = made, x
     if isinstance(x, list):
