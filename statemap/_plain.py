@@ -6,7 +6,6 @@ compared by what is in them.
 """
 
 import copy
-import dataclasses
 import types
 from collections.abc import Hashable
 from typing import Any
@@ -24,7 +23,8 @@ def fields_of(x: Any) -> dict[str, Any] | None:
     is_ours = options is not None and options.eq and not options.frozen
     if not (is_ours or isinstance(x, types.SimpleNamespace)) or not hasattr(x, "__dict__"):
         return None
-    hidden = {f.name for f in dataclasses.fields(type(x)) if not f.compare} if options else set()
+    declared = getattr(type(x), "__dataclass_fields__", {}).values()
+    hidden = {field.name for field in declared if not field.compare}
     return {k: v for k, v in vars(x).items() if k not in hidden}
 
 
