@@ -21,7 +21,7 @@ from ._signature import Function, Inputs, mark_static, split_leaves, static_obje
 from ._slots import Slots
 from ._states import States
 from ._values import refuse_labels, refuse_recursive
-from ._watch import facts_of
+from ._watch import facts_of, static_contents
 
 
 class Call:
@@ -75,6 +75,7 @@ class Call:
             treedef,
             statics and exact(statics),
             facts_of(static_objects(args, kwargs, statics)),
+            static_contents((*args, *kwargs.values())),
             self.devices,
             function.structure,
         )

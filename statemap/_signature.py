@@ -18,6 +18,7 @@ import numpy as np
 from ._exact import by_identity, exact
 from ._immutable import FrozenNode
 from ._jax import is_ref, new_ref
+from ._watch import static_contents
 
 
 class _Dynamic(enum.Enum):
@@ -273,6 +274,7 @@ class Function:
         # Of a partial, the function is kept apart: in a treedef it would be held for good.
         self.partial, tree = _apart(fn)
         self.is_frozen = _is_frozen(tree)  # whether its arrays stay the same
+        self.contents = () if self.is_frozen else static_contents([tree])
         leaves, self.treedef = jax.tree.flatten(tree)
         self.leaves = None if self.is_frozen else leaves
         self.statics = tuple(_marker(x) for x in leaves)
@@ -300,7 +302,8 @@ class Function:
         leaves, treedef = jax.tree.flatten(tree)
         known = self.leaves or []
         same = len(leaves) == len(known) and all(map(operator.is_, leaves, known))
-        return same and partial is self.partial and treedef == self.treedef
+        same = same and partial is self.partial and treedef == self.treedef
+        return same and static_contents([tree]) == self.contents
 
     @property
     def structure(self) -> Hashable:
@@ -308,7 +311,7 @@ class Function:
         if self.is_frozen:
             return None
         statics = tuple(by_identity(s, None) for s in self.statics)
-        return repr(self.treedef), self.treedef, statics
+        return repr(self.treedef), self.treedef, self.contents, statics
 
     @property
     def holds_closure(self) -> bool:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.core import Tracer
 
 from ._exact import by_identity
 from ._foreign import classes, described, given_to, held_by, library, one_level, Root, way_in
 from ._jax import is_base_trace
+from ._plain import changes_in_place, contents, fields_of
 from ._values import function_name
 
 
@@ -46,6 +48,8 @@ class Reach:
         # What may change, and what was in it.
         self._dicts: list[tuple[dict, dict]] = []
         self._lists: list[tuple[list, list]] = []
+        self._sets: list[tuple[set, set]] = []
+        self._numbers: list[tuple[np.ndarray, np.ndarray]] = []
         self._slots: list[tuple[Any, str, Any]] = []
         self._cells: list[Any] = []  # states of brainstate
         self._kept: list[Any] = []  # so that no id is used again
@@ -61,6 +65,9 @@ class Reach:
             leaves = [x] if isinstance(x, jax.Array) else jax.tree.leaves(x)
             self.holds_tracer |= any(isinstance(leaf, Tracer) for leaf in leaves)
             facts.append((path, by_identity(x, None)))
+            if isinstance(x, np.ndarray) and x.flags.writeable and not x.dtype.hasobject:
+                self._numbers.append((x, x.copy()))
+                facts.append((path, (x.shape, str(x.dtype), x.tobytes())))
         elif id(x) in self.paths:
             facts.append((path, self.paths[id(x)]))
         else:
@@ -81,8 +88,14 @@ class Reach:
         if isinstance(x, dict):
             self._dicts.append((x, dict(x)))
             return [(f"{path}[{k!r}]", item) for k, item in x.items()]
+        if isinstance(x, set):
+            self._sets.append((x, set(x)))
+            return [(f"{path}{{{item!r}}}", item) for item in x]
         if not isinstance(x, self._known):
-            return None
+            if fields_of(x) is None:
+                return None
+            self._dicts.append((vars(x), dict(vars(x))))
+            return [(f"{path}.{k}", item) for k, item in vars(x).items()]
         if "_value" in getattr(x, "__dict__", ()):
             self._cells.append(x)
             _look_at([x])
@@ -105,6 +118,8 @@ class Reach:
             and all(getattr(x, k) is old for x, k, old in self._slots)
             and all(_same(now.values(), old.values()) for now, old in self._dicts)
             and all(_same(now, old) for now, old in self._lists)
+            and all(now == old for now, old in self._sets)
+            and all(_same_numbers(now, old) for now, old in self._numbers)
         )
 
     def _is_bound(self, fn: Callable) -> bool:
@@ -121,6 +136,12 @@ class Reach:
             now.update(old)
         for now, old in self._lists:
             now[:] = old
+        for now, old in self._sets:
+            now.clear()
+            now.update(old)
+        for now, old in self._numbers:
+            if not _same_numbers(now, old):
+                np.copyto(now, old)
 
     def root_of(self, path: str) -> Root | None:
         """The object that a path leads into."""
@@ -149,6 +170,10 @@ def _same(now: Any, old: Any) -> bool:
     return len(now) == len(old) and all(map(operator.is_, now, old))
 
 
+def _same_numbers(now: np.ndarray, old: np.ndarray) -> bool:
+    return now.shape == old.shape and now.dtype == old.dtype and now.tobytes() == old.tobytes()
+
+
 def _difference(old: tuple, new: tuple) -> str | None:
     """The first path at which facts differ."""
     if old == new:
@@ -174,6 +199,44 @@ def facts_of(objects: Iterable[Any]) -> tuple | None:
     known = classes()
     roots = [root for x in objects for root in one_level("", x, known)] if known else []
     return Reach(roots).facts if roots else None
+
+
+def static_contents(trees: Iterable[Any]) -> tuple:
+    """What lists, dictionaries and settings hold that are static in the foreign objects among some
+    pytrees. JAX compares them with themselves, as its treedefs hold the very objects.
+    """
+    known = classes()
+    if not known:
+        return ()
+    stop, seen, found = (*known, jax.Array, np.ndarray), set(), []
+
+    def look(path: str, x: Any) -> None:
+        if id(x) in seen:
+            return
+        seen.add(id(x))
+        if isinstance(x, (list, tuple)):
+            items = enumerate(x)
+        elif isinstance(x, dict):
+            items = x.items()
+        else:
+            items = getattr(x, "__dict__", {}).items()
+        for k, item in list(items):
+            if k in _HIDDEN or k in _VALUES:
+                continue
+            where = f"{path}.{k}"
+            if changes_in_place(item, stop):
+                found.append((where, contents(item)))
+            elif isinstance(item, (*known, list, tuple, dict)):
+                look(where, item)
+
+    is_known = lambda x: isinstance(x, known)
+    for tree in trees:
+        if not isinstance(tree, (jax.Array, np.ndarray)):
+            nodes = jax.tree.leaves(tree, is_leaf=is_known)
+            for i, x in enumerate(nodes):
+                if is_known(x):
+                    look(str(i), x)
+    return tuple(found)
 
 
 def refuse_changed(old: tuple, now: Reach | None, name: str, again: str) -> None:

@@ -1,5 +1,6 @@
 """Objects of other libraries that change in place: never read stale, never silently lost."""
 
+import dataclasses
 import functools
 import gc
 import sys
@@ -9,6 +10,7 @@ import weakref
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import statemap as sm
@@ -677,3 +679,75 @@ def test_a_program_of_a_trace_around_is_not_used_after_it():
         lib.set(m.mean, jnp.full(3, k + 1.0))
         assert run().tolist() == m(X).tolist()
         mapped = sm.vmap2(mapped.origin_fun)
+
+
+@dataclasses.dataclass
+class _Settings:
+    k: float = 1.0
+
+
+def _scaled(kind):
+    """A module of NNX with static data that changes in place, what it scales by, and the change."""
+    nnx = pytest.importorskip("flax.nnx")
+    data, get, change = {
+        "list": ([1.0], lambda d: d[0], lambda d: d.__setitem__(0, 2.0)),
+        "dict": ({"k": 1.0}, lambda d: d["k"], lambda d: d.__setitem__("k", 2.0)),
+        "set": ({1.0}, max, lambda d: d.add(2.0)),
+        "nested": (([1.0],), lambda d: d[0][0], lambda d: d[0].__setitem__(0, 2.0)),
+        "settings": (_Settings(), lambda d: d.k, lambda d: setattr(d, "k", 2.0)),
+        "numbers": (np.ones(()), lambda d: d, lambda d: d.__setitem__((), 2.0)),
+    }[kind]
+
+    class Scaled(nnx.Module):
+        def __init__(self):
+            self.weight = nnx.Param(jnp.ones(()))
+            self.data = nnx.data(data) if kind == "numbers" else data
+
+        def __call__(self, x):
+            return x * self.weight[...] * get(self.data)
+
+    return Scaled(), lambda module: change(module.data)
+
+
+_IN_PLACE = ["list", "dict", "set", "nested", "settings", "numbers"]
+
+
+@pytest.mark.parametrize("kind", _IN_PLACE)
+def test_static_data_that_changes_in_place_is_not_stale_in_what_is_closed_over(kind):
+    module, change = _scaled(kind)
+    mapped = sm.vmap2(lambda states, x: (module(x), states))
+    for _ in range(3):
+        assert mapped(sm.States(), jnp.ones(2))[0].tolist() == [1.0, 1.0]
+    change(module)
+    with pytest.raises(TypeError, match=r"`module\.data.*` has changed since"):
+        mapped(sm.States(), jnp.ones(2))
+
+
+@pytest.mark.parametrize("kind", _IN_PLACE)
+def test_static_data_that_a_lane_changes_in_place_is_put_back(kind):
+    module, change = _scaled(kind)
+
+    def step(states, x):
+        change(module)
+        return module(x), states
+
+    with pytest.raises(TypeError, match=r"writes to `module\.data"):
+        sm.vmap2(step)(sm.States(), jnp.ones(2))
+    assert (module.data if kind == "numbers" else module(1.0)) == 1.0
+
+
+@pytest.mark.parametrize("kind", _IN_PLACE)
+@pytest.mark.parametrize("is_argument", [True, False], ids=["argument", "partial"])
+def test_static_data_that_changes_in_place_is_not_stale_in_what_is_given(kind, is_argument):
+    module, change = _scaled(kind)
+
+    def fn(module, states, x):
+        return module(x), states
+
+    given = sm.vmap2(lambda states, module, x: fn(module, states, x), in_axes=(None, 0))
+    bound = sm.vmap2(functools.partial(fn, module))
+    for factor in (1.0, 1.0, 1.0, 2.0, 2.0):
+        if factor == 2.0 and module(1.0) == 1.0:
+            change(module)
+        call = (given, (sm.States(), module)) if is_argument else (bound, (sm.States(),))
+        assert call[0](*call[1], jnp.ones(2))[0].tolist() == [factor, factor]

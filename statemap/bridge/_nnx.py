@@ -10,8 +10,8 @@ from flax import nnx as _nnx
 
 from .._exact import PLAIN
 from .._pickle import name_of
+from .._plain import changes_in_place, contents, copied
 from .._rest import static_key
-from .._settings import fact
 from .._state import LongTermState, ParamState, RandomState, State
 from .._states import States
 from .._values import dotted, Path
@@ -96,8 +96,11 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
                 "Wrong:  bridge.nnx(module)\n"
                 "Right:  bridge.nnx(nnx.with_vars(module, ref=False, hijax=False))"
             )
-    graphdef, _ = _nnx.split(_with_own_containers(_nnx.merge(graphdef, state)))
-    library = _Module(type(module), graphdef, _attributes(module))
+    attributes = _attributes(module)
+    if any(changes_in_place(x.value, _DATA) for x in attributes.values()):
+        # A graphdef holds the very lists of the module, which may be changed later.
+        graphdef, _ = _nnx.split(_with_copies(_nnx.merge(graphdef, state)))
+    library = _Module(type(module), graphdef, attributes)
     return bridged(library, state, kinds, _KINDS, _is_variable, module)
 
 
@@ -112,14 +115,14 @@ class _Module(Library):
         return self.cls.__name__
 
     def build(self, tree: Any) -> Any:
-        return _with_own_containers(_nnx.merge(self.graphdef, tree))
+        return _with_copies(_nnx.merge(self.graphdef, tree))
 
     def take(self, built: Any, tree: Any) -> Any:
         graphdef, state = _nnx.split(built)
         if jax.tree.structure(state) == jax.tree.structure(tree):
             attributes = _attributes(built)
             if graphdef != self.graphdef or attributes != self.attributes:
-                self._refuse_static(attributes)
+                self._refuse_static(attributes, built)
         return state
 
     def has_method(self, name: str) -> bool:
@@ -131,15 +134,22 @@ class _Module(Library):
     def write(self, origin: Any, tree: Any) -> None:
         _nnx.update(origin, tree)
 
-    def _refuse_static(self, now: Any) -> None:
+    def _refuse_static(self, now: Any, built: Any) -> None:
         then = self.attributes
+        nodes = ((path, x) for path, x in _nnx.iter_graph(built) if isinstance(x, _nnx.Pytree))
+        present = {(*path, name) for path, x in nodes for name in vars(x)}
         found = [
             f"`{dotted(path)}` was changed from {then[path].value!r} to {now[path].value!r}, which"
             for path in now
             if path in then and then[path] != now[path]
         ]
         found += [f"`{dotted(path)}` was added, which" for path in now if path not in then]
-        found += [f"`{dotted(path)}` was taken away, which" for path in then if path not in now]
+        found += [
+            f"`{dotted(path)}` was "
+            + ("changed to what holds arrays, which" if path in present else "taken away, which")
+            for path in then
+            if path not in now
+        ]
         found.append(
             "What is no array of a variable, an attribute or its metadata, was changed, and"
         )
@@ -176,35 +186,13 @@ def _declare_arrays(module: Any) -> None:
                     )
 
 
-def _with_own_containers(module: Any) -> Any:
-    """A module that NNX has merged, in which no list, dictionary or set is that of another: what is
-    static NNX takes over as it is, and a call may write to it in place.
-    """
-    for _, node in _nnx.iter_graph(module):
-        own = vars(node) if isinstance(node, _nnx.Pytree) else {}
-        for name, value in list(own.items()):
-            if isinstance(value, _CONTAINERS) and not name.startswith("_pytree__"):
-                own[name] = _copied(value)
-    return module
-
-
-def _copied(value: Any) -> Any:
-    copied = lambda x: set(x) if isinstance(x, set) else x
-    return jax.tree.map(copied, value, is_leaf=_is_object)
-
-
-_CONTAINERS = (tuple, list, dict, set)
-
-
 class _Exact:
     """A static attribute, and what it is compared by."""
 
     def __init__(self, value: Any):
-        self.value, self.key = value, static_key(value)
-        if isinstance(value, _CONTAINERS):  # a mutable one, perhaps: as it is now
-            self.value = _copied(value)
-            leaves, treedef = jax.tree.flatten(value)
-            self.key = treedef, tuple("array" if _is_array(x) else fact(x) for x in leaves)
+        is_plain = not changes_in_place(value, _DATA)
+        self.value = value if is_plain else copied(value, {})
+        self.key = static_key(value) if is_plain else contents(value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Exact) and self.key == other.key
@@ -223,22 +211,32 @@ def _attributes(module: Any) -> dict[Path, _Exact]:
         (*path, name): _Exact(value)
         for path, node in nodes
         for name, value in vars(node).items()
-        if not name.startswith("_pytree__") and _is_plain(value)
+        if not name.startswith("_pytree__") and (_is_plain(value) or changes_in_place(value, _DATA))
     }
 
 
+def _with_copies(module: Any) -> Any:
+    """A module with lists, dictionaries and the like of its own, where they are static: what a call
+    writes to them is seen then, and is not in what the next call starts from.
+    """
+    memo: dict[int, Any] = {}
+    for _, node in _nnx.iter_graph(module):
+        if isinstance(node, _nnx.Pytree):
+            for name, value in list(vars(node).items()):
+                if not name.startswith("_pytree__") and changes_in_place(value, _DATA):
+                    vars(node)[name] = copied(value, memo)
+    return module
+
+
+# What is no static attribute of a module, nor in one.
+_DATA = (_nnx.Pytree, _nnx.Variable, jax.Array, np.ndarray)
+
+
 def _is_plain(x: Any) -> bool:
-    if isinstance(x, _CONTAINERS):
-        return not any(map(_is_object, jax.tree.leaves(x, is_leaf=_is_object)))
-    return x is None or isinstance(x, PLAIN) or callable(x) and not _is_object(x)
-
-
-def _is_object(x: Any) -> bool:
-    return isinstance(x, _nnx.Pytree | _nnx.Variable)
-
-
-def _is_array(x: Any) -> bool:
-    return isinstance(x, (jax.Array, np.ndarray))
+    if isinstance(x, tuple):
+        return all(map(_is_plain, x))
+    is_node = isinstance(x, _nnx.Pytree | _nnx.Variable)
+    return x is None or isinstance(x, PLAIN) or callable(x) and not is_node
 
 
 def _is_variable(x: Any) -> bool:

@@ -3,9 +3,11 @@ those of NNX itself.
 """
 
 import copy
+import dataclasses
 import gc
 import pickle
 import threading
+import types
 
 import equinox as eqx
 import jax
@@ -821,7 +823,7 @@ def test_a_container_that_a_call_writes_to_in_place(write, name):
     module = Logs(write)
     model, states = bridge.nnx(module)
     for _ in range(2):
-        with pytest.raises(ValueError, match=f"`{name}` was changed from .* is static in a call"):
+        with pytest.raises(ValueError, match=f"`{name}` was changed .* is static in a call"):
             sm.vmap2(model)(states, X)
     assert (module.log, module.counts, module.seen) == ([], {"calls": 0}, {"a"})
 
@@ -835,3 +837,65 @@ def test_containers_of_a_module_and_of_models_are_apart():
         one.counts["calls"] = 5
     assert model.rebuild(states).log == [] and rebuilt.counts == {"calls": 5}
     assert sm.vmap2(model)(states, X)[0].tolist() == X.tolist()
+
+
+@dataclasses.dataclass
+class _Settings:
+    k: float = 0.0
+
+
+class _Keeps(nnx.Module):
+    """Static data that changes in place."""
+
+    def __init__(self, data):
+        self.weight = nnx.Param(jnp.ones(()))
+        self.data = data
+
+    def __call__(self, x):
+        _, change = _KEPT[type(self.data)]
+        change(self.data)
+        return self.look(x)
+
+    def look(self, x):
+        get, _ = _KEPT[type(self.data)]
+        return x * self.weight + get(self.data)
+
+
+def _change_set(data):
+    data.add(len(data))
+
+
+_KEPT = {
+    list: (lambda d: d[0], lambda d: d.__setitem__(0, d[0] + 1)),
+    dict: (lambda d: d["k"], lambda d: d.__setitem__("k", d["k"] + 1)),
+    tuple: (lambda d: d[0]["k"], lambda d: d[0].__setitem__("k", d[0]["k"] + 1)),
+    set: (len, _change_set),
+    _Settings: (lambda d: d.k, lambda d: setattr(d, "k", d.k + 1)),
+    types.SimpleNamespace: (lambda d: d.k, lambda d: setattr(d, "k", d.k + 1)),
+}
+
+
+@pytest.fixture(params=_KEPT, ids=lambda cls: cls.__name__)
+def kept(request):
+    nested = {"k": 0.0}
+    made = {list: [0.0], dict: nested, tuple: (nested,), set: set(), _Settings: _Settings()}
+    return _Keeps(made.get(request.param, types.SimpleNamespace(k=0.0)))
+
+
+def test_static_data_that_a_call_changes_in_place_is_refused(kept):
+    net, states = bridge.nnx(kept)
+    for call in (net, sm.vmap2(net), jax.jit(net)):
+        with pytest.raises(ValueError, match="`data` was changed from .* is static in a call"):
+            call(states, jnp.zeros(2))
+    assert kept.look(0.0) == 0.0
+
+
+def test_static_data_that_is_changed_later_is_that_of_when_it_was_bridged(kept):
+    net, states = bridge.nnx(kept)
+    mapped = sm.vmap2(net.look)
+    assert mapped(states, jnp.zeros(2))[0].tolist() == [0.0, 0.0]
+    kept(0.0)
+    for call in (mapped, sm.vmap2(net.look), net.look):
+        assert jnp.all(call(states, jnp.zeros(2))[0] == 0.0)
+    again, _ = bridge.nnx(kept)
+    assert sm.vmap2(again.look)(states, jnp.zeros(2))[0].tolist() == [1.0, 1.0]
