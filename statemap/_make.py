@@ -202,7 +202,8 @@ def _refuse_twins(found: list[tuple[Path, State]]) -> None:
                 "Wrong:  a, _ = sm.make_with_states(M)(); b, _ = sm.make_with_states(M)(); "
                 "sm.make_with_states(Pair)(a, b)\n"
                 "Right:  pair, states = sm.make_with_states(lambda: Pair(M(), M()))()\n"
-                "One model at two places is the same object at both."
+                "One model at two places is the same object at both. Of what `statemap.bridge` "
+                "made, each is a part by `bridge.unbind(*bridge.nnx(module))`."
             )
 
 
