@@ -127,9 +127,12 @@ def argument_axes(in_axes: AxisSpec, args: tuple, kwargs: dict[str, Any]) -> lis
 def argument_labels(fn: Callable, args: tuple, kwargs: dict[str, Any]) -> list[str]:
     """What messages call each leaf of `(args, kwargs)`."""
     try:
-        names = [p.name for p in inspect.signature(fn).parameters.values()][1:]
+        parameters = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):
-        names = []
+        parameters = ()
+    # those behind `*args` have no name, and no positional argument comes after
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in parameters if p.kind in positional][1:]
     labels = []
     for keys, _ in jax.tree_util.tree_flatten_with_path((args, kwargs))[0]:
         top, rest = keys[1], jax.tree_util.keystr(keys[2:])

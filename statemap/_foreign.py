@@ -141,9 +141,11 @@ def given_to(
 
 def _parameter(fn: Callable, i: int) -> str:
     try:
-        return list(inspect.signature(fn).parameters)[i]
+        found = list(inspect.signature(fn).parameters.values())[i]
     except (TypeError, ValueError, IndexError):
         return f"argument {i}"
+    is_one = found.kind in (found.POSITIONAL_ONLY, found.POSITIONAL_OR_KEYWORD)
+    return found.name if is_one else f"argument {i}"
 
 
 def _in_tree(name: str, tree: Any, known: tuple[type, ...]) -> Iterator[Root]:

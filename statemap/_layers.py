@@ -201,6 +201,7 @@ def fill_layer(layer: M, look_up: Callable[[State], Any]) -> M:
     """A layer with values in the place of its handles. A `StateIndex` keeps its handle, by which
     the layer itself asks the context.
     """
+    _refuse_pair(layer)
     filled = jax.tree.map(lambda x: look_up(x) if is_state(x) else x, layer, is_leaf=_is_part)
     return cast(M, filled)
 
@@ -211,6 +212,17 @@ def handles(key: Any) -> list[Any]:
     if not is_layer(key):
         return [key]
     return [x for x in jax.tree.leaves(key, is_leaf=_is_part) if is_state(x)]
+
+
+def _refuse_pair(key: Any) -> None:
+    """Refuses what iterating over a context gives, which looks like a layer of one state."""
+    if isinstance(key, tuple) and len(key) == 2 and is_state(key[1]) and key[1].handle is None:
+        raise TypeError(
+            "A context was asked for a pair of a path and a State, which is what iterating over a "
+            "context gives.\n"
+            "Wrong:  for path in states: states[path]\n"
+            "Right:  for path, state in states: states[path]"
+        )
 
 
 def spread(key: Any, new: Any) -> Iterator[tuple[Any, Any]]:
@@ -225,6 +237,7 @@ def spread(key: Any, new: Any) -> Iterator[tuple[Any, Any]]:
     if not is_layer(layer):
         yield layer, new
         return
+    _refuse_pair(layer)
     with_path, treedef = jax.tree_util.tree_flatten_with_path(layer, is_leaf=_is_part)
     try:
         leaves = treedef.flatten_up_to(new)

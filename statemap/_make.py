@@ -18,7 +18,7 @@ from ._pickle import name_of
 from ._slots import collect, find_states
 from ._state import Handle, is_state, State, with_fields
 from ._states import assemble, States
-from ._values import dotted, function_name, Path, Struct
+from ._values import dotted, function_name, Path, Struct, to_path
 
 
 P = ParamSpec("P")
@@ -159,6 +159,7 @@ def bind(model: M, keys: Keys | None = None) -> tuple[M, States]:
         "model, states = sm.make_with_states(Module)(...)",
         then=_THEN,
     )
+    _refuse_contexts(model)
     if keys is not None:
         model = make_fields(model, keys)
         keys.refuse_unused()
@@ -186,6 +187,20 @@ def is_made(make: Any) -> bool:
     return isinstance(make, State)
 
 
+def _refuse_contexts(model: Any) -> None:
+    """Refuses a context in a model, whose values would be none of the new context's."""
+    is_context = lambda x: isinstance(x, States)
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(model, is_leaf=is_context)[0]:
+        if is_context(leaf):
+            raise TypeError(
+                f"The model holds a context, at `{dotted(to_path(keys))}`, whose states would be "
+                "none of the context that is made. Let each part have its values in it. (What "
+                "makes one model with its context takes no `make_with_states` around it.)\n"
+                "Wrong:  self.actor = bridge.nnx(module)\n"
+                "Right:  self.actor = bridge.unbind(*bridge.nnx(module))"
+            )
+
+
 def _refuse_twins(found: list[tuple[Path, State]]) -> None:
     """Refuses handles of two models of one class, made apart: one context can't hold both."""
     first: dict[Handle, tuple[Path, Handle]] = {}
@@ -202,7 +217,8 @@ def _refuse_twins(found: list[tuple[Path, State]]) -> None:
                 "Wrong:  a, _ = sm.make_with_states(M)(); b, _ = sm.make_with_states(M)(); "
                 "sm.make_with_states(Pair)(a, b)\n"
                 "Right:  pair, states = sm.make_with_states(lambda: Pair(M(), M()))()\n"
-                "One model at two places is the same object at both."
+                "One model at two places is the same object at both. Of what `statemap.bridge` "
+                "made, each is a part by `bridge.unbind(*bridge.nnx(module))`."
             )
 
 

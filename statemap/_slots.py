@@ -327,7 +327,8 @@ def merge_pairs(mine: Iterable[Pair], others: Iterable[Pair]) -> list[Pair]:
                 raise ValueError(
                     f"Both contexts have a state `{path}`, but not the same one: a "
                     f"{own.kind.__name__} of {owner(own.model)} and a "
-                    f"{slot.kind.__name__} of {owner(slot.model)}.{own.differs(slot)}"
+                    f"{slot.kind.__name__} of {owner(slot.model)}.{own.differs(slot)} To take "
+                    "over the values by path: `states, report = states.load(other, strict=False)`."
                 )
             value = fit(before, value, path)
         merged[slot.path] = (slot, value)

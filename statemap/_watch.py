@@ -295,7 +295,11 @@ def run_watched(
     given = given_to(fn, (None, *args[1:]), kwargs, known)
     before = Reach([*held_by(fn, known), *given])
     if not before.roots:
-        return run()
+        try:
+            return run()
+        except BaseException as error:
+            _explain(error, before, fn, advice or _bridge)
+            raise
     try:
         out = run()
     except BaseException as error:
@@ -336,6 +340,14 @@ def _explain(error: BaseException, before: Reach, fn: Callable, advice: Advice) 
         name = _name(fn)
         error.add_note(
             f"(`{name}` writes to `{path}`, which it has not made itself. {advice(name, root)})"
+        )
+    elif "RandomState" in str(error) and cls.__module__.startswith("brainstate"):
+        error.add_note(
+            f"(`{_name(fn)}` draws from brainstate's own stream, which can't move on in a trace. "
+            "The bridge has a stream for each lane: it makes the module itself, with a key, and "
+            "its calls draw from the context.\n"
+            "Wrong:  bridge.brainstate(Net())\n"
+            "Right:  bridge.brainstate(lambda: Net(), key=key))"
         )
 
 

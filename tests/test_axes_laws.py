@@ -249,3 +249,13 @@ def test_a_mapping_function_that_stacks_what_lanes_share_is_refused():
     mapping = sm.StatefulMapping(lambda s, x: (x, s.set("v", s["v"] + 1)), mapping_fn=one_by_one)
     with pytest.raises(ValueError, match="`mapping_fn`"):
         mapping(states, jnp.arange(3.0))
+
+
+def test_arguments_behind_args_have_no_name_of_their_own():
+    def fn(states, first, *rest, **options):
+        return first, states
+
+    with pytest.raises(ValueError, match=r"^Argument 1 has shape \(\) and no axis 0"):
+        sm.vmap2(fn)(sm.States(), jnp.ones(2), jnp.float32(1.0))
+    with pytest.raises(ValueError, match=r"^Argument 0 \(`first`\) has shape \(\) and no axis 0"):
+        sm.vmap2(fn)(sm.States(), jnp.float32(1.0), jnp.ones(2))

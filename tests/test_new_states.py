@@ -249,3 +249,17 @@ def test_several_keys_are_refused():
     np.testing.assert_allclose(states["w"], jnp.stack(expected), rtol=1e-6)
     with pytest.raises(ValueError, match="`key` is given twice, by itself and in `init_kwargs`"):
         sm.vmap2_new_states(WithField, own, in_axes={"key": 0}, key=jr.key(0))
+
+
+@pytest.mark.parametrize("make_all", ["make_with_states", "vmap2_new_states"])
+def test_contexts_of_parts_are_not_left_behind(make_all):
+    from statemap import bridge
+
+    part = lambda n: bridge.adopt({"w": jnp.zeros(n)})  # of different make, as two networks are
+    make = lambda: {"actor": part(2), "critic": part(3)}
+    whole = {
+        "make_with_states": sm.make_with_states(make),
+        "vmap2_new_states": lambda: sm.vmap2_new_states(make, axis_size=2),
+    }[make_all]
+    with pytest.raises(TypeError, match=r"holds a context, at `actor.1`[^$]*bridge.unbind\("):
+        whole()

@@ -329,3 +329,12 @@ def test_merge_tells_static_fields_apart_exactly():
         ValueError, match="not the same one: .* Its `tag` is 'a' in one and None in"
     ):
         sm.States(v=sm.State(0.0, tag="a")).merge(sm.States(v=sm.State(0.0)))
+
+
+def test_a_pair_of_an_iteration_is_no_key():
+    states = sm.States(v=sm.ShortTermState(1.0))
+    for key in states:
+        with pytest.raises(TypeError, match="a pair of a path and a State"):
+            states[key]
+        with pytest.raises(TypeError, match="a pair of a path and a State"):
+            states.set(key, 2.0)

@@ -182,7 +182,7 @@ class Adopted(FrozenNode, Generic[T]):
             raise AttributeError(name)
         library = self._layout.library
         if not library.has_method(name):
-            raise AttributeError(f"`{library.name}`, bridged, has no method `{name}`.")
+            raise library.missing(name, [node.path for node in self._layout.nodes])
         return self.method(name)
 
     def __copy__(self) -> "Adopted[T]":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, overload, TypeVar
 
 import equinox as eqx
@@ -130,6 +130,18 @@ class _Model(Library):
 
     def has_method(self, name: str) -> bool:
         return callable(getattr(self.cls, name, None))
+
+    def missing(self, name: str, paths: Sequence[Path]) -> Exception:
+        # `eqx.nn.inference_mode` asks every node for it, and would leave this one as it is.
+        if name == "inference" and any(path[-1] == name for path in paths):
+            return TypeError(
+                f"`{self.name}` is bridged, with its `inference` flags as they are. Set them in "
+                "the model of Equinox.\n"
+                "Wrong:  evaluate = eqx.nn.inference_mode(net)\n"
+                "Right:  evaluate = net.method(lambda model, *args: "
+                "eqx.nn.inference_mode(model)(*args))"
+            )
+        return super().missing(name, paths)
 
 
 class _Stateful(_Model):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import haiku as hk
@@ -14,7 +14,7 @@ from .._flow import Flow
 from .._jaxpr import eval_jaxpr
 from .._state import LongTermState, ParamState, State
 from .._states import States
-from .._values import describe, dotted, to_path
+from .._values import describe, dotted, Path, to_path
 from ._adopt import bridged, Kinds
 from ._adopted import Adopted
 from ._given import as_arrays, init_and_stream
@@ -135,7 +135,12 @@ class _Haiku(Library):
             out = fn(*given, None, *args, **kwargs)
         else:
             carry, draw = jax.random.split(tree["rng"])
-            out, is_drawn = _watch(lambda key: fn(*given, key, *args, **kwargs), draw)
+            try:
+                out, is_drawn = _watch(lambda key: fn(*given, key, *args, **kwargs), draw)
+            except TypeError as error:
+                if "rng" in kwargs and "multiple values" in str(error):
+                    error.add_note(_OF_APPLY)
+                raise
             after["rng"] = carry if is_drawn else tree["rng"]
         if self.has_state:
             out, after["state"] = out
@@ -156,6 +161,18 @@ class _Haiku(Library):
 
     def has_method(self, name: str) -> bool:
         return name in self.functions
+
+    def missing(self, name: str, paths: Sequence[Path]) -> Exception:
+        error = super().missing(name, paths)
+        return AttributeError(f"{error}\n{_OF_APPLY}") if name == "apply" else error
+
+
+_OF_APPLY = (
+    "The context holds the parameters, the state and the key, and what a call writes comes back in "
+    "it.\n"
+    "Wrong:  model.apply(params, state, rng, x)\n"
+    "Right:  out, states = model(states, x)"
+)
 
 
 def _container(

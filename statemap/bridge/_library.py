@@ -3,7 +3,7 @@
 import gc
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -75,6 +75,15 @@ class Library:
     def has_method(self, name: str) -> bool:
         """Whether the library's object has a method of this name."""
         return False
+
+    def missing(self, name: str, paths: Sequence[Path]) -> Exception:
+        """What is raised where a model is asked for something that is no method.
+
+        **Arguments:**
+
+        - `paths`: those of the nodes of the container.
+        """
+        return AttributeError(f"`{self.name}`, bridged, has no method `{name}`.")
 
     def current(self, origin: Any, tree: Any) -> Any:
         """The container of today of the object that a model was made of. What in it is no array

@@ -14,7 +14,7 @@ from .._exact import exact, Identity
 from .._state import LongTermState, ParamState, ShortTermState, State
 from .._states import States
 from .._streams import key_at
-from .._values import describe, is_skeleton
+from .._values import describe, is_skeleton, Path
 from ._adopt import bridged, Kinds
 from ._adopted import Adopted
 from ._given import as_arrays, init_and_stream
@@ -167,6 +167,10 @@ class _Linen(Library):
             for note in (text for cls, text in _NOTES.items() if isinstance(error, cls)):
                 error.add_note(note.format(self.name))
             raise
+        except TypeError as error:
+            if not {"rngs", "mutable"}.isdisjoint(kwargs) and "unexpected keyw" in str(error):
+                error.add_note(_OF_APPLY)
+            raise
         if self.sown:
             out = out, {c: written.pop(c) for c in self.sown if c in written}
         after = self.take(written, tree)
@@ -178,7 +182,16 @@ class _Linen(Library):
         own = getattr(self.module, name, None)  # of a submodule, too
         return not hasattr(nn.Module, name) and (callable(own) or isinstance(own, nn.Module))
 
+    def missing(self, name: str, paths: Sequence[Path]) -> Exception:
+        error = super().missing(name, paths)
+        return AttributeError(f"{error}\n{_OF_APPLY}") if name == "apply" else error
 
+
+_OF_APPLY = (
+    "The context holds the variables and the streams, and what a call writes comes back in it.\n"
+    'Wrong:  model.apply(variables, x, rngs={"dropout": key}, mutable=["batch_stats"])\n'
+    "Right:  out, states = model(states, x)"
+)
 _NOTES = {
     flax.errors.InvalidRngError: (
         "(A bridged `{0}` draws from the streams that `bridge.linen` was told of: "

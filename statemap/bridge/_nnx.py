@@ -158,7 +158,8 @@ class _Module(Library):
             "Change it in the module, and bridge that again, which takes the same context; or in a "
             "view.\n"
             "Wrong:  model.method(lambda module, x: (module.eval(), module(x))[1])\n"
-            "Right:  module.eval(); model, _ = bridge.nnx(module)"
+            "Right:  module.eval(); model, _ = bridge.nnx(module)\n"
+            "Right:  model.method(lambda module, x: nnx.view(module, deterministic=True)(x))"
         )
 
 
@@ -170,12 +171,17 @@ def _declare_arrays(module: Any) -> None:
 
     `TypeError` for one in a list, tuple or dictionary, which is static.
     """
-    for path, node in _nnx.iter_graph(module):
-        for name, value in list(vars(node).items()) if isinstance(node, _nnx.Pytree) else ():
-            if isinstance(value, jax.core.Tracer):
-                setattr(node, name, _nnx.data(value))
-            elif isinstance(value, (list, tuple, dict)):
-                if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value)):
+    nodes = [(path, x) for path, x in _nnx.iter_graph(module) if isinstance(x, _nnx.Pytree)]
+    attributes = [(path, x, name, value) for path, x in nodes for name, value in vars(x).items()]
+    for _, node, name, value in attributes:
+        if isinstance(value, jax.core.Tracer):
+            setattr(node, name, _nnx.data(value))
+    if any(_tracers(value) for *_, value in attributes if isinstance(value, (list, tuple, dict))):
+        data = {id(x) for x in _tracers(_nnx.state(module))}
+        for path, _, name, value in attributes:
+            if isinstance(value, (list, tuple, dict)):
+                # a container that is declared to be data, as an optimizer's, may hold what it likes
+                if any(id(x) not in data for x in _tracers(value)):
                     where = dotted((*path, name))
                     raise TypeError(
                         f"`{where}` of `{type(module).__name__}` is a {type(value).__name__} with "
@@ -184,6 +190,10 @@ def _declare_arrays(module: Any) -> None:
                         f"Wrong:  self.{name} = [jnp.zeros(3)]\n"
                         f"Right:  self.{name} = nnx.data([jnp.zeros(3)])"
                     )
+
+
+def _tracers(tree: Any) -> list[Any]:
+    return [x for x in jax.tree.leaves(tree) if isinstance(x, jax.core.Tracer)]
 
 
 class _Exact:

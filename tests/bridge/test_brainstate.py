@@ -1113,3 +1113,10 @@ def test_brainstates_private_parts_are_there():
     module = Net()
     paths = bs.graph.flatten(module)[1].to_flat()
     assert set(paths) == set(View(module).states)
+
+
+def test_a_module_that_is_made_in_lanes_without_a_key():
+    make = lambda *, key: bridge.brainstate(bs.nn.Linear(2, 3))
+    with pytest.raises(Exception, match="tracer being written into this RandomState") as caught:
+        sm.vmap2_new_states(make, key=jax.random.key(0), axis_size=2)
+    assert any("Right:  bridge.brainstate(lambda: Net(), key" in x for x in caught.value.__notes__)

@@ -681,3 +681,17 @@ def test_nothing_leaks():
     with jax.checking_leaks():
         mapped = sm.vmap2(sm.vmap2(net, axis_name="batch"), in_axes=None, state_in_axes=axes)
         jax.jit(mapped)(states, X)
+
+
+def test_inference_mode_of_a_bridged_model_is_refused():
+    net, states = bridge.equinox([eqx.nn.Linear(2, 2, key=jr.key(0)), eqx.nn.Dropout(0.5)])
+    with pytest.raises(TypeError, match="Wrong:  evaluate = eqx.nn.inference_mode"):
+        eqx.nn.inference_mode({"part": net})
+    linear, _ = bridge.equinox(eqx.nn.Linear(2, 2, key=jr.key(0)))  # has no flag to set
+    assert isinstance(eqx.nn.inference_mode(linear), bridge.Adopted)
+
+    def call(parts, x):
+        linear, dropout = eqx.nn.inference_mode(parts)
+        return dropout(linear(x))
+
+    assert net.method(call)(states, jnp.ones(2))[0].shape == (2,)

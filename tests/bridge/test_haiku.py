@@ -677,3 +677,13 @@ def test_what_is_given_wrong():
         net(X)
     with pytest.raises(KeyError, match="what this handle of the model `haiku:"):
         net(sm.States(v=sm.ParamState(1.0)), X)
+
+
+def test_what_apply_takes_is_no_argument_of_a_call():
+    forward = hk.transform(lambda x: hk.dropout(hk.next_rng_key(), 0.1, hk.Linear(2)(x)))
+    model, states = bridge.haiku(forward, jnp.ones(3), key=0)
+    with pytest.raises(TypeError, match="multiple values for argument 'rng'") as caught:
+        model(states, jnp.ones(3), rng=None)
+    assert "Wrong:  model.apply(params" in caught.value.__notes__[-1]
+    with pytest.raises(AttributeError, match="Right:  out, states = model"):
+        model.apply

@@ -920,3 +920,13 @@ def test_an_array_of_the_trace_in_a_field_is_refused():
             key=jr.key(0),
             axis_size=2,
         )
+
+
+def test_what_apply_takes_is_no_argument_of_a_call():
+    model, states = bridge.linen(nn.Dense(2), jnp.ones(3), key=0)
+    for name in ("rngs", "mutable"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'") as caught:
+            model(states, jnp.ones(3), **{name: {}})
+        assert "Wrong:  model.apply(variables" in caught.value.__notes__[-1]
+    with pytest.raises(AttributeError, match="Right:  out, states = model"):
+        model.apply

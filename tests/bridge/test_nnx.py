@@ -899,3 +899,42 @@ def test_static_data_that_is_changed_later_is_that_of_when_it_was_bridged(kept):
         assert jnp.all(call(states, jnp.zeros(2))[0] == 0.0)
     again, _ = bridge.nnx(kept)
     assert sm.vmap2(again.look)(states, jnp.zeros(2))[0].tolist() == [1.0, 1.0]
+
+
+def test_an_optimiser_with_arrays_of_its_own_is_made_in_lanes():
+    tx = optax.inject_hyperparams(optax.adam)(1e-2)
+
+    def make(*, key):
+        net = nnx.Linear(3, 2, rngs=nnx.Rngs(key))
+        return bridge.nnx(nnx.List([net, nnx.Optimizer(net, tx, wrt=nnx.Param)]))
+
+    def step(parts, x):
+        net, optimiser = parts
+        loss, grads = nnx.value_and_grad(lambda net: jnp.mean(net(x) ** 2))(net)
+        optimiser.update(net, grads)
+        return loss
+
+    model, states, axes = sm.vmap2_new_states(make, key=jr.key(0), axis_size=2)
+    rates, x = jnp.array([1e-3, 1e-1]), jnp.ones((4, 3))
+    states = states.set("1.opt_state.hyperparams.learning_rate", rates)
+    steps = sm.vmap2(model.method(step), in_axes=None, state_in_axes=axes)
+    for _ in range(2):
+        losses, states = steps(states, x)
+    for i, key in enumerate(jr.split(jr.key(0), 2)):
+        net = nnx.Linear(3, 2, rngs=nnx.Rngs(key))
+        own = optax.inject_hyperparams(optax.adam)(float(rates[i]))
+        parts = net, nnx.Optimizer(net, own, wrt=nnx.Param)
+        step(parts, x)
+        np.testing.assert_allclose(losses[i], step(parts, x), rtol=1e-5)
+        np.testing.assert_allclose(states["0.kernel"][i], net.kernel[...], rtol=1e-5)
+
+
+def test_an_optimiser_as_a_part_is_made_in_lanes():
+    class Learner(nnx.Module):
+        def __init__(self, rngs):
+            self.net = nnx.Linear(3, 2, rngs=rngs)
+            self.optimiser = nnx.Optimizer(self.net, optax.adam(1e-2), wrt=nnx.Param)
+
+    make = lambda *, key: bridge.nnx(Learner(nnx.Rngs(key)))
+    _, states, _ = sm.vmap2_new_states(make, key=jr.key(0), axis_size=2)
+    assert states["optimiser.opt_state.0.mu.kernel"].shape == (2, 3, 2)
