@@ -17,9 +17,9 @@ from ._options import Options, Policy
 from ._overlay import Chosen, moved_of, with_moved
 from ._plan import Plan
 from ._program import Program
-from ._programs import Programs, shared_programs
+from ._programs import abstract, CacheKey, Programs, shared_programs
 from ._rules import Rule
-from ._signature import abstract, CacheKey, Function, static_arguments, unfix
+from ._signature import Function, static_arguments, unfix
 from ._state_axes import Axis, StateAxisSpec
 from ._states import make_states, States
 from ._treescope import below, show_node

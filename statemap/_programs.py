@@ -1,8 +1,12 @@
-"""The programs of a mapping, which equal mappings share."""
+"""The programs of a mapping, which equal mappings share, and what a user asks for them by."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
 
 from ._cache import Cache
+from ._exact import exact
 from ._options import Options
 from ._program import Program
 from ._signature import Function
@@ -43,3 +47,34 @@ def shared_programs(function: Function, options: Options, facts: tuple | None) -
         return known or _shared.add(key, programs)
     except (TypeError, ValueError):  # something static can't be hashed or compared
         return programs
+
+
+class CacheKey:
+    """The abstract signature of a call."""
+
+    __slots__ = ("key", "leaves", "treedef")
+
+    def __init__(self, treedef: Any, leaves: tuple[Any, ...]):
+        self.treedef = treedef
+        self.leaves = leaves
+        self.key = exact(leaves)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, CacheKey) and self.treedef == other.treedef and self.key == other.key
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.treedef, self.key))
+
+    def __repr__(self) -> str:
+        tree = jax.tree.unflatten(self.treedef, self.leaves)
+        return eqx.tree_pformat(tree, struct_as_array=True)
+
+
+def abstract(x: Any) -> Any:
+    if not eqx.is_array(x):
+        return x
+    aval = jax.typeof(x)
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)

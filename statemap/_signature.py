@@ -369,34 +369,3 @@ def unfix(out: Any) -> Any:
         out,
         is_leaf=lambda x: isinstance(x, Static),
     )
-
-
-class CacheKey:
-    """The abstract signature of a call."""
-
-    __slots__ = ("key", "leaves", "treedef")
-
-    def __init__(self, treedef: Any, leaves: tuple[Any, ...]):
-        self.treedef = treedef
-        self.leaves = leaves
-        self.key = exact(leaves)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, CacheKey) and self.treedef == other.treedef and self.key == other.key
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.treedef, self.key))
-
-    def __repr__(self) -> str:
-        tree = jax.tree.unflatten(self.treedef, self.leaves)
-        return eqx.tree_pformat(tree, struct_as_array=True)
-
-
-def abstract(x: Any) -> Any:
-    if not eqx.is_array(x):
-        return x
-    aval = jax.typeof(x)
-    weak = getattr(aval, "weak_type", False)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
