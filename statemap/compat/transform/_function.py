@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..._cache import Cache
-from ..._signature import abstract, CacheKey
+from ..._programs import abstract, CacheKey
 from .._cells import State
 from .._frames import Frame, local, write_all
 from .._lift import arrays_of, capture, Program, read_all, run
