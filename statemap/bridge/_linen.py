@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax.core import meta, unfreeze
 
 from .._exact import exact, Identity
-from .._state import LongTermState, ParamState, ShortTermState, State
+from .._state import BatchState, ParamState, ShortTermState, State
 from .._states import States
 from .._streams import key_at
 from .._values import describe, is_skeleton, Path
@@ -23,7 +23,7 @@ from ._library import Library, Method
 
 _KINDS: dict[Any, type[State]] = {
     "params": ParamState,
-    "batch_stats": LongTermState,
+    "batch_stats": BatchState,
     "cache": ShortTermState,
 }
 
@@ -63,10 +63,10 @@ def linen(
     ```
 
     Every variable becomes a state at its path, such as `batch_stats.BatchNorm_0.mean`. Those of the
-    collection `params` are `ParamState`s, of `cache` `ShortTermState`s, and of any other
-    `LongTermState`s. A call may write to all of them but to `params`, as a call of `apply` where
-    they are `mutable`. A box such as `nn.Partitioned` stays around the value, and its class is the
-    tag of the state.
+    collection `params` are `ParamState`s, of `batch_stats` `BatchState`s (as brainstate has them),
+    of `cache` `ShortTermState`s, and of any other `LongTermState`s. A call may write to all of them
+    but to `params`, as a call of `apply` where they are `mutable`. A box such as `nn.Partitioned`
+    stays around the value, and its class is the tag of the state.
 
     At `rngs.params` stands a `RandomState`, which moves on when a call draws from it, so that each
     call and each lane draws numbers of its own.

@@ -12,7 +12,7 @@ from .._exact import PLAIN
 from .._pickle import name_of
 from .._plain import changes_in_place, contents, copied
 from .._rest import static_key
-from .._state import LongTermState, ParamState, RandomState, State
+from .._state import BatchState, LongTermState, ParamState, RandomState, State
 from .._states import States
 from .._values import dotted, Path
 from ._adopt import bridged, Kinds
@@ -24,7 +24,7 @@ M = TypeVar("M")
 
 _KINDS: dict[Any, type[State]] = {
     _nnx.Param: ParamState,
-    _nnx.BatchStat: LongTermState,
+    _nnx.BatchStat: BatchState,
     _nnx.RngKey: RandomState,
     _nnx.RngCount: LongTermState,
 }
@@ -59,8 +59,8 @@ def nnx(module: M, *, kinds: Kinds | None = None) -> tuple[Adopted[M], States]:
 
     Every `nnx.Variable` becomes a state at its path, such as `layers.0.kernel`, with the name of
     its class as its tag: `sm.WithTag("BatchStat")`. An `nnx.Param` is a `ParamState`, an
-    `nnx.RngKey` a `RandomState`, so that each lane draws numbers of its own, and any other a
-    `LongTermState`.
+    `nnx.BatchStat` a `BatchState` (as brainstate has them), an `nnx.RngKey` a `RandomState`, so
+    that each lane draws numbers of its own, and any other a `LongTermState`.
 
     **Arguments:**
 

@@ -98,7 +98,7 @@ def test_a_member_is_initialised_as_linen_does_with_its_key():
     kinds = {path[0]: type(state) for path, state in states}
     assert kinds == {
         "params": sm.ParamState,
-        "batch_stats": sm.LongTermState,
+        "batch_stats": sm.BatchState,
         "counter": sm.LongTermState,
         "rngs": sm.RandomState,
     }

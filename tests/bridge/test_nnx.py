@@ -93,9 +93,9 @@ def test_paths_kinds_and_tags():
         "linear.bias": (sm.ParamState, "Param"),
         "linear.kernel": (sm.ParamState, "Param"),
         "norm.bias": (sm.ParamState, "Param"),
-        "norm.mean": (sm.LongTermState, "BatchStat"),
+        "norm.mean": (sm.BatchState, "BatchStat"),
         "norm.scale": (sm.ParamState, "Param"),
-        "norm.var": (sm.LongTermState, "BatchStat"),
+        "norm.var": (sm.BatchState, "BatchStat"),
     }
     assert paths(states.select(sm.WithTag("BatchStat"))) == ["norm.mean", "norm.var"]
 
