@@ -32,7 +32,7 @@ bench:
 # For daily work: an environment that stays.
 .venv/bin/ruff: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP_INSTALL) -e ".[dev]"
+	.venv/bin/python $(PIP_INSTALL) -e ".[brainstate,dev]"
 	touch $@
 
 lint: .venv/bin/ruff

@@ -16,6 +16,7 @@ Each library has a file of its own, which is imported when it is asked for.
 """
 
 import importlib
+import importlib.util
 from typing import Any, TYPE_CHECKING
 
 from ._adopt import adopt as adopt, Adopted as Adopted, unbind as unbind
@@ -37,6 +38,7 @@ _PACKAGES = {
     "linen": "flax",
     "nnx": "flax",
 }
+_MODULES = {"dm-haiku": "haiku"}  # where they are called otherwise
 
 
 def __getattr__(name: str) -> Any:
@@ -55,4 +57,9 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PACKAGES])
+    found = {
+        name
+        for name, package in _PACKAGES.items()
+        if importlib.util.find_spec(_MODULES[package] if package in _MODULES else package)
+    }
+    return sorted({*globals(), *found})

@@ -324,7 +324,8 @@ def test_arrays_that_a_model_closes_over_are_freed():
     for i in range(4):
         assert use(jnp.full(1000, float(i))) == [1000.0 * i + 1] * 3
     gc.collect()
-    assert (len(jax.live_arrays()), len(_programs._shared)) == before
+    arrays, programs = before
+    assert len(jax.live_arrays()) <= arrays and len(_programs._shared) <= programs
 
 
 def test_closures_without_arrays_share_what_is_compiled():
