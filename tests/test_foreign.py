@@ -435,10 +435,8 @@ def test_a_name_bound_anew_is_a_change(lib):
         mapped(STATES, X)
 
 
-def test_the_mode_of_a_module(lib):
-    if lib.name != "nnx":
-        pytest.skip("a method of nnx")
-    dropout = lib.lib.Dropout(0.5, deterministic=True)
+def test_the_mode_of_a_module():
+    dropout = Nnx().lib.Dropout(0.5, deterministic=True)
 
     def f(states, x):
         return dropout(x), states

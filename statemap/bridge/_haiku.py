@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import haiku as hk
@@ -14,7 +14,7 @@ from .._flow import Flow
 from .._jaxpr import eval_jaxpr
 from .._state import LongTermState, ParamState, State
 from .._states import States
-from .._values import describe, dotted, Path, to_path
+from .._values import describe, dotted, to_path
 from ._adopt import bridged, Kinds
 from ._adopted import Adopted
 from ._given import as_arrays, init_and_stream
@@ -102,11 +102,20 @@ def haiku(
     return bridged(library, tree, kinds, _KINDS)
 
 
+_OF_APPLY = (
+    "The context holds the parameters, the state and the key, and what a call writes comes back in "
+    "it.\n"
+    "Wrong:  model.apply(params, state, rng, x)\n"
+    "Right:  out, states = model(states, x)"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Haiku(Library):
     transformed: Any
     has_state: bool
     name = "haiku"
+    instead = {"apply": _OF_APPLY}
 
     @property
     def functions(self) -> dict[str, Callable[..., Any]]:
@@ -161,18 +170,6 @@ class _Haiku(Library):
 
     def has_method(self, name: str) -> bool:
         return name in self.functions
-
-    def missing(self, name: str, paths: Sequence[Path]) -> Exception:
-        error = super().missing(name, paths)
-        return AttributeError(f"{error}\n{_OF_APPLY}") if name == "apply" else error
-
-
-_OF_APPLY = (
-    "The context holds the parameters, the state and the key, and what a call writes comes back in "
-    "it.\n"
-    "Wrong:  model.apply(params, state, rng, x)\n"
-    "Right:  out, states = model(states, x)"
-)
 
 
 def _container(

@@ -3,7 +3,8 @@
 import gc
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ class Library:
     """
 
     name = "adopted"  # what plans and messages call the model
+    instead: Mapping[str, str] = MappingProxyType({})  # of names that are missing, what to write
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other)
@@ -83,7 +85,8 @@ class Library:
 
         - `paths`: those of the nodes of the container.
         """
-        return AttributeError(f"`{self.name}`, bridged, has no method `{name}`.")
+        said = f"`{self.name}`, bridged, has no method `{name}`."
+        return AttributeError("\n".join([said, *filter(None, [self.instead.get(name)])]))
 
     def current(self, origin: Any, tree: Any) -> Any:
         """The container of today of the object that a model was made of. What in it is no array

@@ -14,7 +14,7 @@ from .._exact import exact, Identity
 from .._state import BatchState, ParamState, ShortTermState, State
 from .._states import States
 from .._streams import key_at
-from .._values import describe, is_skeleton, Path
+from .._values import describe, is_skeleton
 from ._adopt import bridged, Kinds
 from ._adopted import Adopted
 from ._given import as_arrays, init_and_stream
@@ -121,11 +121,19 @@ def linen(
     return model if method is None else model.method(method), states
 
 
+_OF_APPLY = (
+    "The context holds the variables and the streams, and what a call writes comes back in it.\n"
+    'Wrong:  model.apply(variables, x, rngs={"dropout": key}, mutable=["batch_stats"])\n'
+    "Right:  out, states = model(states, x)"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Linen(Library):
     module: Any = dataclasses.field(compare=False)
     key: Any = dataclasses.field(repr=False)
     sown: tuple[str, ...]
+    instead = {"apply": _OF_APPLY}
 
     @property
     def name(self) -> str:  # pyright: ignore
@@ -182,16 +190,7 @@ class _Linen(Library):
         own = getattr(self.module, name, None)  # of a submodule, too
         return not hasattr(nn.Module, name) and (callable(own) or isinstance(own, nn.Module))
 
-    def missing(self, name: str, paths: Sequence[Path]) -> Exception:
-        error = super().missing(name, paths)
-        return AttributeError(f"{error}\n{_OF_APPLY}") if name == "apply" else error
 
-
-_OF_APPLY = (
-    "The context holds the variables and the streams, and what a call writes comes back in it.\n"
-    'Wrong:  model.apply(variables, x, rngs={"dropout": key}, mutable=["batch_stats"])\n'
-    "Right:  out, states = model(states, x)"
-)
 _NOTES = {
     flax.errors.InvalidRngError: (
         "(A bridged `{0}` draws from the streams that `bridge.linen` was told of: "

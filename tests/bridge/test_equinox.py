@@ -16,6 +16,8 @@ import pytest
 import statemap as sm
 from statemap import bridge
 
+from . import alike
+
 
 KEY = jr.key(0)
 X = jr.normal(jr.key(1), (8, 3))
@@ -27,16 +29,7 @@ def strict_promotion():
 
 
 def close(a, b, tol=1e-5):
-    a, b = (jax.tree.leaves(eqx.filter(x, eqx.is_array)) for x in (a, b))
-    assert len(a) == len(b)
-    for x, y in zip(a, b):
-        assert x.dtype == y.dtype and x.shape == y.shape
-        if jnp.issubdtype(x.dtype, jnp.inexact):
-            np.testing.assert_allclose(x, y, atol=tol, rtol=tol)
-        elif jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            assert (jr.key_data(x) == jr.key_data(y)).all()
-        else:
-            np.testing.assert_array_equal(x, y)
+    alike.close(eqx.filter(a, eqx.is_array), eqx.filter(b, eqx.is_array), tol)
 
 
 class Count(eqx.Module):

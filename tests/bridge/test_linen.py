@@ -16,6 +16,8 @@ import pytest
 import statemap as sm
 from statemap import bridge
 
+from .alike import WAYS
+
 
 pytest.importorskip("flax")
 import flax.errors
@@ -62,13 +64,6 @@ def make(*, key):
 @pytest.fixture(scope="module")
 def population():
     return sm.vmap2_new_states(make, key=jr.key(0), axis_size=8)
-
-
-WAYS = {
-    "whole": sm.vmap2,
-    "chunks": lambda *args, **kwargs: sm.vmap2(*args, chunk_size=3, **kwargs),
-    "devices": sm.pmap2,
-}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -20,6 +20,8 @@ import pytest
 import statemap as sm
 from statemap import bridge
 
+from .alike import close
+
 
 nnx = pytest.importorskip("flax.nnx")
 
@@ -30,19 +32,6 @@ X = jr.normal(jr.key(1), (8, 3))
 @pytest.fixture(autouse=True)
 def strict_promotion():
     """Models of other libraries run as their users run them, without strict promotion."""
-
-
-def close(a, b, tol=1e-5):
-    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
-    assert len(a) == len(b)
-    for x, y in zip(a, b):
-        assert x.dtype == y.dtype and x.shape == y.shape
-        if jnp.issubdtype(x.dtype, jnp.inexact):
-            np.testing.assert_allclose(x, y, atol=tol, rtol=tol)
-        elif jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            assert (jr.key_data(x) == jr.key_data(y)).all()
-        else:
-            np.testing.assert_array_equal(x, y)
 
 
 class Block(nnx.Module):
