@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._errors import TraceContextError
-from ._frames import DEAD, has_tracer, local, peek, read, trace_state, write
+from ._frames import Cell, DEAD, has_tracer, local, peek, read, trace_state, Unbatched, write
 
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ else:
 S = TypeVar("S", bound="State[Any]")
 
 
-class State(Generic[A]):
+class State(Cell, Generic[A]):
     """A mutable cell that holds a pytree. (After `brainstate.State`.)
 
     ```python
@@ -40,11 +40,6 @@ class State(Generic[A]):
     what it seems to do. Under those of JAX it is refused where it could not.
     """
 
-    _value: Any
-    _level: int  # how many frames there were when it was made
-    _trace: Any  # and under which of JAX's traces
-    _name: str | None
-    _been_writen: bool  # brainstate's spelling
     tag: set[str] | None
 
     def __init__(
@@ -71,12 +66,6 @@ class State(Generic[A]):
         for catcher in local.catchers:
             catcher.append(self)
 
-    def _born(self) -> None:
-        self._level = len(local.frames)
-        self._trace = trace_state()
-        if local.frames:
-            local.frames[-1].created.append(self)
-
     @property
     def value(self) -> A:
         """The value. In a map it is that of the lane."""
@@ -93,10 +82,6 @@ class State(Generic[A]):
         if local.tree_checks[-1]:
             self._check_tree(value)
         self._receive(value)
-
-    def _receive(self, value: Any) -> None:
-        write(self, value)
-        self._been_writen = True
 
     def restore_value(self, value: Any) -> None:
         """Sets the value, without counting as a write, so that transforms do not carry it out.
@@ -131,11 +116,6 @@ class State(Generic[A]):
     @name.setter
     def name(self, name: str | None) -> None:
         self._name = name
-
-    @property
-    def label(self) -> str:
-        """What messages call it."""
-        return type(self).__name__ + (f" `{self._name}`" if self._name else "")
 
     @property
     def stack_level(self) -> int:
@@ -299,7 +279,7 @@ class DelayState(ShortTermState[A]):
     """The memory of a delay."""
 
 
-class NonBatchState(ShortTermState[A]):
+class NonBatchState(Unbatched, ShortTermState[A]):
     """A value that never has a lane axis when cells are made in lanes."""
 
 

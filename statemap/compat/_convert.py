@@ -16,7 +16,7 @@ from . import _cells as cells
 from ._cells import State
 from ._discover import Discovery
 from ._errors import TraceContextError
-from ._frames import Frame, peek, write_all
+from ._frames import Frame, peek, Stream, write_all
 from ._lift import run
 from .random import DEFAULT, RandomState
 
@@ -180,7 +180,7 @@ def _context(made: dict[Path, core.State]) -> States:
 
 def _to_cell(cell: State, value: Any) -> Any:
     """A value of a context as the cell has it: a key perhaps as its two words."""
-    if isinstance(cell, RandomState):
+    if isinstance(cell, Stream):
         typed = jnp.issubdtype(peek(cell).dtype, jax.dtypes.prng_key)
         return value if typed else jax.random.key_data(value)
     return value

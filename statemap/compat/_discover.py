@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from ._cells import State
+from ._frames import is_cell
 
 
 Path = tuple[Any, ...]
@@ -43,7 +44,7 @@ class Discovery:
             if isinstance(obj, _SKIPPED):
                 continue
             self._ways.setdefault(id(obj), []).append(way)
-            if isinstance(obj, State):
+            if is_cell(obj):
                 self.paths.setdefault(obj, []).append(path)
             elif id(obj) not in self._seen:
                 steps = [

@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.core
@@ -31,6 +31,49 @@ class _Local(threading.local):
 
 
 local = _Local()
+
+
+class Cell:
+    """What transforms thread through functions. The shim's `State` is one; so is any class that
+    has this one among its bases, with the attributes `_value`, `_level`, `_trace` and `_name`.
+    """
+
+    _value: Any
+    _level: int  # how many frames there were when it was made
+    _trace: Any  # and under which of JAX's traces
+    _name: str | None
+    _been_writen: bool  # brainstate's spelling
+
+    def _born(self) -> None:
+        """Takes note of where it was made."""
+        self._level = len(local.frames)
+        self._trace = trace_state()
+        if local.frames:
+            local.frames[-1].created.append(self)
+
+    def _receive(self, value: Any) -> None:
+        write(self, value)
+        self._been_writen = True
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return type(self).__name__ + (f" `{self._name}`" if self._name else "")
+
+
+class Stream(Cell):
+    """A cell that holds a key: in lanes, each draws from a stream of its own."""
+
+
+class Unbatched(Cell):
+    """A cell that has no lanes when it is made in lanes."""
+
+
+def is_cell(x: Any) -> TypeGuard[Any]:
+    return isinstance(x, Cell)
+
+
+streams: list[Any] = []  # the global ones, from which any function may draw
 
 
 def has_tracer(value: Any) -> bool:

@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr
 from .._jaxpr import dce_jaxpr, eval_jaxpr
 from ._cells import State
 from ._discover import Discovery
-from ._frames import DEAD, Frame, local, peek, read
+from ._frames import DEAD, Frame, is_cell, local, peek, read, streams
 
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
@@ -131,10 +131,8 @@ def _prune(cells: list[State], values: list[Any], traced: Any, shape: Any, frame
 
 def reachable(fn: Callable, discovery: Discovery | None = None) -> list[State]:
     """The cells that a function can reach and whose values can be inputs: arrays."""
-    from .random import DEFAULT
-
     discovery = discovery or Discovery(fn)
-    cells = dict.fromkeys([*discovery.paths, DEFAULT])
+    cells = dict.fromkeys([*discovery.paths, *streams])
     return [c for c in cells if c._level <= len(local.frames) and _holds_arrays(peek(c))]
 
 
@@ -174,7 +172,7 @@ def read_all(cells: Sequence[State]) -> list[Any]:
 def refuse_cells(tree: Any) -> None:
     """Refuses States as inputs and outputs of transforms."""
     for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, State):
+        if is_cell(leaf):
             raise ValueError(
                 f"A State ({leaf.label}) can't go in or out of a transform as an argument or a "
                 "result. Use it from where the function is defined, or give its `.value`."

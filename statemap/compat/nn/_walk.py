@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 
 from ..._filters import Filter
-from .._cells import State
+from .._frames import is_cell
 from ..util._flat import Path, sort_out
 
 
@@ -45,7 +45,7 @@ def states(node: Any, *filters: Filter, allowed_hierarchy: tuple[int, int] = (0,
     A `FlattedDict`, or with several filters a tuple of these, where a cell that several filters
     match is in the first. A cell that is found at several places is listed once.
     """
-    found = ((path, x) for path, x in _walk(node, allowed_hierarchy) if isinstance(x, State))
+    found = ((path, x) for path, x in _walk(node, allowed_hierarchy) if is_cell(x))
     return _sorted_out(found, filters)
 
 
@@ -67,7 +67,7 @@ def _walk(node: Any, levels: tuple[int, int]) -> Iterator[tuple[Path, Any]]:
     def visit(x: Any, path: Path, level: int) -> Iterator[tuple[Path, Any]]:
         if level > highest or id(x) in seen:
             return
-        if isinstance(x, State):
+        if is_cell(x):
             if level >= lowest:
                 seen[id(x)] = x
                 yield path, x

@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 
 from .._cells import State
+from .._frames import Stream, streams
 from ._discrete import Discrete
 from ._keys import as_key, entropy, Seed
 from ._positive import Positive
@@ -20,7 +21,7 @@ from ._simple import Simple
 _LOCK = threading.RLock()
 
 
-class RandomState(Simple, Real, Positive, Discrete, State[jax.Array]):
+class RandomState(Simple, Real, Positive, Discrete, Stream, State[jax.Array]):
     """A stream of random numbers. (After `brainstate.random.RandomState`.)
 
     ```python
@@ -151,3 +152,4 @@ def positive(n: SupportsIndex) -> int:
 
 
 DEFAULT = RandomState()
+streams.append(DEFAULT)

@@ -7,12 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from .._cells import State
-from .._frames import Frame, peek, write_all
+from .._frames import Frame, is_cell, peek, write_all
 from .._lift import arrays_of, read_all, run
-
-
-def is_cell(x: Any) -> bool:
-    return isinstance(x, State)
 
 
 class GradientTransform:

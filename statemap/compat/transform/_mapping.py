@@ -21,9 +21,8 @@ from .. import environ
 from .._cells import State
 from .._discover import Discovery, unchanged
 from .._errors import BatchAxisError
-from .._frames import Frame, peek, write_all
+from .._frames import Frame, peek, Stream, write_all
 from .._lift import arrays_of, Late, reachable, refuse_cells, run
-from ..random import RandomState
 from ._policy import check_policy
 from ._prepared import (
     calls,
@@ -230,7 +229,7 @@ class StatefulMapping:
             static: tuple = (("name", None), ("tag", None))
             came = match(self.state_in_axes, paths, cell)
             goes = match(self.state_out_axes, paths, cell)
-            if isinstance(cell, RandomState):
+            if isinstance(cell, Stream):
                 key = peek(cell)
                 impl = str(jax.random.key_impl(key))
                 impls[cell] = impl if is_typed(key) else None

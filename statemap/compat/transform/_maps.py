@@ -8,6 +8,7 @@ import jax
 
 from ... import _pmap, _vmap
 from .._cells import State
+from .._frames import is_cell
 from ._jit import MISSING
 from ._mapping import StatefulMapping
 from ._policy import check_policy
@@ -151,7 +152,7 @@ def vmap(
 
 def _by_axis(states: Any) -> dict[Any, Any] | None:
     def cells(tree: Any) -> list[State]:
-        return [x for x in jax.tree.leaves(tree) if isinstance(x, State)]
+        return [x for x in jax.tree.leaves(tree) if is_cell(x)]
 
     if states is None:
         return None

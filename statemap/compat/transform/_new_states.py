@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from ..._filters import Everything
 from .._catch import catch_new_states
-from .._cells import NonBatchState, State
+from .._cells import State
 from .._errors import BatchAxisError
-from .._frames import local, trace_state
+from .._frames import local, trace_state, Unbatched
 from ._jit import MISSING
 from ._loops import scan
 from ._mapping import StatefulMapping
@@ -187,7 +187,7 @@ def _move(x: Any, axis: int, cell: State) -> Any:
 
 def _axis(cell: State, predicates: dict[Any, Any]) -> Any:
     """On which axis a new cell has its lanes."""
-    if isinstance(cell, NonBatchState):
+    if isinstance(cell, Unbatched):
         return None
     found = [(axis, p) for axis, p in predicates.items() if p((), cell)]
     explicit = [axis for axis, p in found if not isinstance(p, Everything)]

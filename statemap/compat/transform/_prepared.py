@@ -15,8 +15,7 @@ from ..._slots import Slots
 from ..._state import RandomState as _RandomKind, State as _CoreState
 from .._cells import State
 from .._discover import Discovery, Edge
-from .._frames import peek, read, trace_state
-from ..random import RandomState
+from .._frames import peek, read, Stream, trace_state
 from ..util.filter import to_predicate
 
 
@@ -29,7 +28,7 @@ class _Kind(_CoreState):
 
 @functools.cache
 def kind_of(cls: type) -> type[_CoreState]:
-    if issubclass(cls, RandomState):
+    if issubclass(cls, Stream):
         return _RandomKind
     return type(cls.__name__, (_Kind,), {"__module__": cls.__module__})
 
@@ -40,7 +39,7 @@ def is_typed(key: Any) -> bool:
 
 def encode(cell: State, value: Any) -> Any:
     """What the core is given: of a key its data."""
-    return encode_key(value) if isinstance(cell, RandomState) else value
+    return encode_key(value) if isinstance(cell, Stream) else value
 
 
 def encode_key(key: Any) -> Any:
@@ -48,7 +47,7 @@ def encode_key(key: Any) -> Any:
 
 
 def decode(cell: State, data: Any, impl: str | None) -> Any:
-    if isinstance(cell, RandomState) and impl is not None:
+    if isinstance(cell, Stream) and impl is not None:
         return jax.random.wrap_key_data(data, impl=impl)
     return data
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 
 from .._cells import State
-from .._frames import Frame, write_all
+from .._frames import Frame, is_cell, write_all
 from .._lift import run
-from ._gradient import GradientTransform, is_cell
+from ._gradient import GradientTransform
 
 
 def vjp(

@@ -8,7 +8,7 @@ import jax
 
 from ..._filters import Filter
 from ..._values import dotted
-from .._cells import State
+from .._frames import is_cell
 from .filter import to_predicate
 
 
@@ -92,7 +92,7 @@ class FlattedDict(dict[Path, V]):
 
     def to_dict_values(self) -> dict[Path, Any]:
         """The values of the cells, by path."""
-        return {k: v.value if isinstance(v, State) else v for k, v in self.items()}
+        return {k: v.value if is_cell(v) else v for k, v in self.items()}
 
     def assign_dict_values(self, data: Mapping[Path, Any]) -> None:
         """Gives each cell the value at its path.
@@ -105,7 +105,7 @@ class FlattedDict(dict[Path, V]):
         if missing:
             raise KeyError(f"There is no value for {', '.join(missing)}.")
         for path, held in self.items():
-            if isinstance(held, State):
+            if is_cell(held):
                 held.value = data[path]
             else:
                 self[path] = data[path]

@@ -9,6 +9,7 @@ from ... import _filters as _core
 from ..._filters import Filter
 from ..._state import State as _CoreState
 from .._cells import State
+from .._frames import is_cell
 
 
 Predicate = Callable[[AnyType, AnyType], AnyType]  # `(path, cell) -> bool`
@@ -79,7 +80,7 @@ class IsCell:
         self.cells: frozenset[State] = frozenset(cells)
 
     def __call__(self, path: AnyType, x: AnyType) -> bool:
-        return isinstance(x, State) and x in self.cells
+        return is_cell(x) and x in self.cells
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, IsCell) and self.cells == other.cells
@@ -178,10 +179,10 @@ def to_predicate(filter: Filter) -> Predicate:
         return OfType(_cell_type(filter))
     if isinstance(filter, str):
         return WithTag(filter)
-    if isinstance(filter, State):
+    if is_cell(filter):
         return IsCell([filter])
     if isinstance(filter, (list, tuple)):
-        if filter and builtins.all(isinstance(f, State) for f in filter):
+        if filter and builtins.all(is_cell(f) for f in filter):
             return IsCell(filter)
         return Any(*filter)
     if isinstance(filter, _CoreState):
