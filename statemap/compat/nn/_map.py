@@ -93,7 +93,7 @@ class MapBehaviour:
         out_axes: Any = 0,
         axis_name: Hashable = None,
         state_axes: Any = None,
-    ) -> "MapCaller":
+    ) -> Callable[..., Any]:
         """Another function of the module, mapped over the members: a method by its name, or a
         function that is given the module first. Comes after `init_all_states`.
 
