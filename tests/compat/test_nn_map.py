@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -201,9 +202,10 @@ def test_copies_of_maps():
     made = population()
     x = jnp.ones((4, 3))
     made(x)
-    other = copy.deepcopy(made)
-    other(x)
-    assert (other.module.v.value == 2).all() and (made.module.v.value == 1).all()
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert len(other._kept) == 0
+        other(x)
+        assert (other.module.v.value == 2).all() and (made.module.v.value == 1).all()
 
 
 def test_map_over_devices():

@@ -35,13 +35,9 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
 
 
 def call_all_fns(
-    target: Any,
-    fn_name: str,
-    args: Any = (),
-    kwargs: Mapping[str, Any] | None = None,
-    node_to_exclude: Filter = None,
-    fn_if_not_exist: str = "raise",
-) -> Any:
+    target: Any, fn_name: str, args: Any = (), kwargs: Mapping[str, Any] | None = None,
+    node_to_exclude: Filter = None, fn_if_not_exist: str = "raise",
+) -> Any:  # fmt: skip
     """Calls a method of a module and of all modules in it, the innermost first, and returns the
     module. `args` that are no tuple are one argument. `fn_if_not_exist` says what to do about
     modules without the method: `"raise"`, `"warn"` or `"pass"`.
@@ -90,16 +86,10 @@ def reset_all_states(
 
 
 def vmap_call_all_fns(
-    target: Any,
-    fn_name: str,
-    args: Any = (),
-    kwargs: Mapping[str, Any] | None = None,
-    axis_size: int | None = None,
-    node_to_exclude: Filter = None,
-    state_tag: str | None = None,
-    fn_if_not_exist: str = "raise",
-    **new_states: Any,
-) -> Any:
+    target: Any, fn_name: str, args: Any = (), kwargs: Mapping[str, Any] | None = None,
+    axis_size: int | None = None, node_to_exclude: Filter = None, state_tag: str | None = None,
+    fn_if_not_exist: str = "raise", **new_states: Any,
+) -> Any:  # fmt: skip
     """As `call_all_fns`, where each cell that is made gets `axis_size` lanes on axis 0, and each
     lane random numbers of its own. `new_states` are arguments of `transform.vmap_new_states`.
     """
@@ -114,16 +104,10 @@ def vmap_call_all_fns(
 
 
 def vmap_init_all_states(
-    target: Any,
-    *init_args: Any,
-    axis_size: int | None = None,
-    node_to_exclude: Filter = None,
-    state_to_exclude: Filter = None,
-    state_tag: str | None = None,
-    in_states: Any = None,
-    out_states: Any = None,
-    **init_kwargs: Any,
-) -> Any:
+    target: Any, *init_args: Any, axis_size: int | None = None, node_to_exclude: Filter = None,
+    state_to_exclude: Filter = None, state_tag: str | None = None, in_states: Any = None,
+    out_states: Any = None, **init_kwargs: Any,
+) -> Any:  # fmt: skip
     """As `init_all_states`, where each cell that is made gets `axis_size` lanes on axis 0, and
     each lane random numbers of its own.
 
@@ -145,13 +129,9 @@ def vmap_init_all_states(
 
 
 def vmap_reset_all_states(
-    target: Any,
-    *reset_args: Any,
-    axis_size: int | None = None,
-    node_to_exclude: Filter = None,
-    state_tag: str | None = None,
-    **reset_kwargs: Any,
-) -> Any:
+    target: Any, *reset_args: Any, axis_size: int | None = None, node_to_exclude: Filter = None,
+    state_tag: str | None = None, **reset_kwargs: Any,
+) -> Any:  # fmt: skip
     """As `reset_all_states`, for modules whose `reset_state` makes cells: each gets `axis_size`
     lanes on axis 0.
     """
