@@ -330,7 +330,7 @@ def test_mistakes_in_map():
     made = nn.Map(Cell(), init_map_size=np.int64(3))
     assert made.init_map_size == 3 and made.dict_vmap_states is None
     for call in (lambda: made(1), lambda: made.map("predict")):
-        with pytest.raises(ValueError, match=r"`Map\.map` come after `init_all_states`"):
+        with pytest.raises(ValueError, match=r"`Map\.\w+` comes after `init_all_states`"):
             call()
     with pytest.raises(AttributeError, match=r"`Cell` has no method `predikt`. .*`predict`"):
         made.map("predikt")

@@ -110,18 +110,6 @@ def vmap_init_all_states(
 ) -> Any:  # fmt: skip
     """As `init_all_states`, where each cell that is made gets `axis_size` lanes on axis 0, and
     each lane random numbers of its own.
-
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import nn, ShortTermState
-
-    class Cell(nn.Module):
-        def init_state(self):
-            self.v = ShortTermState(jnp.zeros(3))
-
-    cell = nn.vmap_init_all_states(Cell(), axis_size=5)
-    assert cell.v.value.shape == (5, 3)
-    ```
     """
     given = (target, "init_state", init_args, init_kwargs, axis_size, node_to_exclude, state_tag)
     states = {"in_states": in_states, "out_states": out_states}

@@ -90,7 +90,7 @@ class MapBehaviour:
             raise TypeError(f"`fn` is the name of a method or a function, not {fn!r}.")
         if self.dict_vmap_states is None:
             raise ValueError(
-                "`Map.update` and `Map.map` come after `init_all_states`, which makes the cells of "
+                "`Map.update` or `Map.map` comes after `init_all_states`, which makes the cells of "
                 "the members."
             )
         name = self.axis_name if axis_name is None else axis_name
