@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..._filters import Filter
+from ..._values import dotted
 from ..transform import vmap_new_states
 from ..util.filter import to_predicate
 from ._walk import is_module, nodes
@@ -144,4 +145,4 @@ def assign_state_values(
 
 
 def _dotted(path: Any) -> str:
-    return ".".join(map(str, path)) if isinstance(path, tuple) else str(path)
+    return dotted(path) if isinstance(path, tuple) else str(path)
