@@ -14,7 +14,7 @@ from ..._filters import Everything
 from .._catch import catch_new_states
 from .._errors import BatchAxisError
 from .._frames import Unbatched
-from ._jit import MISSING
+from ._jit import left_out
 from ._loops import scan
 from ._maps import pmap2, vmap2
 from ._prepared import parse_axes
@@ -75,7 +75,7 @@ def _of_module(
 
 
 def vmap_new_states(
-    fun: Any = MISSING, *, in_axes: Any = 0, out_axes: Any = 0, axis_name: Hashable = None,
+    fun: Any = None, *, in_axes: Any = 0, out_axes: Any = 0, axis_name: Hashable = None,
     axis_size: int | None = None, spmd_axis_name: Any = None, state_tag: str | None = None,
     state_to_exclude: Any = None, in_states: Any = None, out_states: Any = None,
 ) -> Any:  # fmt: skip
@@ -90,7 +90,7 @@ def vmap_new_states(
         )
     if axis_size is not None and axis_size <= 0:
         raise ValueError(f"`axis_size` is a positive number of lanes, not {axis_size}.")
-    if fun is None or type(fun).__name__.strip("_") == "Missing":  # brainstate's, or the shim's
+    if left_out(fun):
         return functools.partial(vmap_new_states, **given)
     names = {"axis_name": axis_name, "axis_size": axis_size, "spmd_axis_name": spmd_axis_name}
     make = functools.partial(vmap2, in_axes=in_axes, **names)
