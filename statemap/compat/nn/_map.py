@@ -31,6 +31,10 @@ class MapBehaviour:
     """
 
     graph_invisible_attrs: ClassVar[tuple[str, ...]] = ("dict_vmap_states", "_kept")
+    # The cells of the members by their axis, once there are some: not in what brainstate's graph
+    # makes of it. And its callers.
+    dict_vmap_states: dict[int | None, list[Any]] | None = None
+    _kept: "Cache[MapCaller]"
 
     def __init__(
         self, module: Any, init_map_size: Any, init_state_axes: Any = None,
@@ -53,9 +57,6 @@ class MapBehaviour:
         self.in_axes, self.out_axes = in_axes, out_axes
         self.axis_name, self.spmd_axis_name = axis_name, spmd_axis_name
         self.call_state_axes, self.init_state_axes = call_state_axes, init_state_axes
-        # The cells of the members by their axis, once there are some.
-        self.dict_vmap_states: dict[int | None, list[Any]] | None = None
-        self._kept: Cache[MapCaller] = Cache(_KEPT)
 
     def init_all_states(self, **kwargs: Any) -> None:  # pyright: ignore
         """Makes the cells of all members, with these arguments of `module.init_all_states`."""
@@ -69,6 +70,7 @@ class MapBehaviour:
         if self.behavior == "vmap":
             make = functools.partial(vmap2_new_states, spmd_axis_name=self.spmd_axis_name)
         self.dict_vmap_states = make(self.module, kwargs, **options)
+        self._kept = Cache(_KEPT)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the module for every member. Comes after `init_all_states`."""
