@@ -21,11 +21,11 @@ def vmap2(
     out_axes: Any = 0,
     axis_name: Hashable = None,
     axis_size: int | None = None,
+    chunk_size: int | None = None,
     spmd_axis_name: Any = None,
     state_in_axes: Any = None,
     state_out_axes: Any = None,
     unexpected_out_state_mapping: str | None = None,
-    chunk_size: int | None = None,
 ) -> Any:
     """Maps a function that uses cells over lanes, as
     [`brainstate.transform.vmap2`](https://brainstate.readthedocs.io) does.
@@ -52,12 +52,11 @@ def vmap2(
     By default `unexpected_out_state_mapping` is `"raise"`, see
     [`statemap.compat.transform.set_default_policy`][]; with `"auto"` the lanes that are written
     to a cell which no filter matches go to axis 0, and a cell that is read and written and whose
-    first axis has the size of the map is taken lane by lane. `chunk_size` is that of
-    [`statemap.vmap2`][].
+    first axis has the size of the map is taken lane by lane.
 
     **Raises:**
 
-    Those of [`statemap.vmap2`][].
+    Those of [`statemap.vmap2`][], whose `chunk_size` it has.
     """
     given = {k: v for k, v in locals().items() if k != "fn"}
     return _mapped(fn, vmap2, _vmap.vmap2, given, ("spmd_axis_name", "chunk_size"))
