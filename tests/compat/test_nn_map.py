@@ -206,6 +206,12 @@ def test_copies_of_maps():
         assert len(other._kept) == 0
         other(x)
         assert (other.module.v.value == 2).all() and (made.module.v.value == 1).all()
+    bare = copy.deepcopy(made)
+    for name in MapBehaviour.graph_invisible_attrs:  # which brainstate's graph does not copy
+        delattr(bare, name)
+    module = bare.module
+    assert bare.dict_vmap_states == {None: [module.t], 0: [module.v, module.w]}
+    np.testing.assert_array_equal(bare(x), made(x))
 
 
 def test_map_over_devices():

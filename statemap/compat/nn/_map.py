@@ -17,6 +17,7 @@ from .._errors import BatchAxisError
 from .._frames import peek
 from ..transform import pmap2, pmap2_new_states, vmap2, vmap2_new_states
 from ..transform._prepared import parse_axes
+from ..util._flat import Path
 from ..util.filter import Predicate
 from ._module import Module
 from ._walk import is_module, shown
@@ -30,11 +31,11 @@ class MapBehaviour:
     as a base: modules with `nodes`, `states`, `init_all_states` and a call.
     """
 
-    graph_invisible_attrs: ClassVar[tuple[str, ...]] = ("dict_vmap_states", "_kept")
-    # The cells of the members by their axis, once there are some: not in what brainstate's graph
-    # makes of it. And its callers.
-    dict_vmap_states: dict[int | None, list[Any]] | None = None
+    # What a copy lacks that brainstate's graph makes: the cells that were made, and the callers.
+    graph_invisible_attrs: ClassVar[tuple[str, ...]] = ("_made", "_kept")
+    _made: dict[int | None, list[Any]] | None = None
     _kept: "Cache[MapCaller]"
+    _made_on: tuple[tuple[Path, int | None], ...] = ()
 
     def __init__(
         self, module: Any, init_map_size: Any, init_state_axes: Any = None,
@@ -69,8 +70,20 @@ class MapBehaviour:
         make = pmap2_new_states
         if self.behavior == "vmap":
             make = functools.partial(vmap2_new_states, spmd_axis_name=self.spmd_axis_name)
-        self.dict_vmap_states = make(self.module, kwargs, **options)
-        self._kept = Cache(_KEPT)
+        self._made, self._kept = make(self.module, kwargs, **options), Cache(_KEPT)
+        axes = {cell: axis for axis, cells in self._made.items() for cell in cells}
+        found = self.module.states().items()
+        self._made_on = tuple((path, axes[cell]) for path, cell in found if cell in axes)
+
+    @property
+    def dict_vmap_states(self) -> dict[int | None, list[Any]] | None:
+        """The cells of the members by their axis, once there are some."""
+        if self._made is None and self._made_on:
+            cells, made = self.module.states(), {}
+            for path, axis in self._made_on:
+                made.setdefault(axis, []).append(cells[path])
+            self._made, self._kept = made, Cache(_KEPT)
+        return self._made
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the module for every member. Comes after `init_all_states`."""
@@ -141,6 +154,8 @@ class Map(MapBehaviour, Module):
     assert population.map("total", in_axes=None)(1.0).shape == (10,)
     ```
     """
+
+    graph_invisible_attrs: ClassVar[tuple[str, ...]] = ("_made", "_kept", "_made_on")
 
 
 class MapCaller:
