@@ -1,8 +1,16 @@
 """Settings of a run, such as the time step `dt`: of a thread, or of a `with` block. (After
-`brainstate.environ`.)
+`brainstate.environ`, whose arguments [its page](https://brainstate.readthedocs.io) documents.)
+
+```python
+from statemap.compat import environ
+
+environ.set(dt=0.1)
+with environ.context(dt=0.5, t=2.0):
+    assert environ.get("dt") == 0.5 and environ.get("t") == 2.0
+assert environ.pop("dt") == 0.1
+```
 """
 
-import builtins
 import contextlib
 import os
 import re
@@ -15,27 +23,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._settings import note, register
 
-I = "i"
-T = "t"
-DT = "dt"
-PRECISION = "precision"
-PLATFORM = "platform"
-HOST_DEVICE_COUNT = "host_device_count"
-JIT_ERROR_CHECK = "jit_error_check"
-FIT = "fit"
+
+I, T, DT, FIT, JIT_ERROR_CHECK = "i", "t", "dt", "fit", "jit_error_check"
+PRECISION, PLATFORM, HOST_DEVICE_COUNT = "precision", "platform", "host_device_count"
 
 DEFAULT_PRECISION = 32
 SUPPORTED_PLATFORMS = ("cpu", "gpu", "tpu")
 SUPPORTED_PRECISIONS = (8, 16, 32, 64, "bf16")
 
 
-class _Missing:
-    def __repr__(self) -> str:
-        return "<missing>"
-
-
-_MISSING: Any = _Missing()
+_MISSING: Any = object()
 _COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
@@ -46,37 +45,24 @@ class _Local(threading.local):
         self.settings: dict[Hashable, Any] = {}
         self.contexts: list[dict[str, Any]] = []  # the innermost last
         self.behaviours: dict[str, Callable[[Any], Any]] = {}
-        self.readers: list[tuple[int, dict[Hashable, Any]]] = []  # of `reads`
 
 
 _local = _Local()
 
 
 def get(key: Hashable, default: Any = _MISSING, desc: str | None = None) -> Any:
-    """A setting: that of the innermost `context` that has it, or what was `set`.
-
-    **Arguments:**
-
-    - `key`: its name.
-    - `default`: what to give where it is not set.
-    - `desc`: what it is, for the error.
-
-    **Raises:**
-
-    `KeyError` if it is not set and there is no default.
-    """
+    """A setting: that of the innermost `context` that has it, or what was `set`."""
     if key == PLATFORM:
         return get_platform()
     if key == HOST_DEVICE_COUNT:
         return get_host_device_count()
-    value = _look_up(key)
-    if value is _MISSING and key == PRECISION:
-        value = DEFAULT_PRECISION  # whatever JAX is set to, as in brainstate
-    if value is not _MISSING:
-        return value
+    note(_settings, key)
+    settings = _settings()
+    if key in settings:
+        return settings[key]
     if default is not _MISSING:
         return default
-    known = ", ".join(f"`{k}`" for k in all())
+    known = ", ".join(f"`{k}`" for k in settings)
     raise KeyError(
         f"`{key}`{f' ({desc})' if desc else ''} is not set in this thread; {known} "
         f"{'are' if ',' in known else 'is'}. Set it with `environ.set({key}=...)`, or for a block "
@@ -91,41 +77,17 @@ def get_dt() -> Any:
 
 def all() -> dict[Hashable, Any]:
     """All settings."""
-    merged: dict[Hashable, Any] = {PRECISION: DEFAULT_PRECISION, **_local.settings}
-    for frame in _local.contexts:
-        merged.update(frame)
-    return merged
+    note(_settings, ...)
+    return _settings()
 
 
 def set(
-    platform: str | None = None,
-    host_device_count: int | None = None,
-    precision: int | str | None = None,
-    dt: Any = None,
-    **kwargs: Any,
-) -> None:
-    """Sets settings, for this thread.
-
-    **Arguments:**
-
-    - `platform`, `host_device_count`, `precision`: as `set_platform`,
-        `set_host_device_count` and `set_precision`.
-    - `dt`: the time step, a number.
-    - `**kwargs`: any others.
-
-    ```python
-    from statemap.compat import environ
-
-    environ.set(dt=0.1)
-    assert environ.get_dt() == 0.1
-    with environ.context(dt=0.5, t=2.0):
-        assert environ.get("dt") == 0.5 and environ.get("t") == 2.0
-    assert environ.pop("dt") == 0.1
-    ```
-    """
-    if dt is not None and (
-        not hasattr(dt, "__float__") and not hasattr(dt, "ndim") or getattr(dt, "ndim", 0) != 0
-    ):
+    platform: str | None = None, host_device_count: int | None = None,
+    precision: int | str | None = None, dt: Any = None, **kwargs: Any,
+) -> None:  # fmt: skip
+    """Sets settings, for this thread. `dt` is a number, which may have a unit."""
+    is_number = hasattr(dt, "__float__") or hasattr(dt, "ndim")
+    if dt is not None and not (is_number and np.ndim(dt) == 0):
         raise TypeError(f"`dt` is a number, not {dt!r}.")
     if precision is not None:
         set_precision(precision)
@@ -140,18 +102,7 @@ def set(
 
 
 def pop(key: Hashable, default: Any = _MISSING) -> Any:
-    """Takes a setting back, and gives its value.
-
-    **Arguments:**
-
-    - `key`: its name.
-    - `default`: what is returned if it is not set.
-
-    **Raises:**
-
-    `ValueError` within a `context` that has it; `KeyError` if it is not set and there is no
-    default.
-    """
+    """Takes a setting back, and gives its value. Not within a `context` that has it."""
     if any(key in frame for frame in _local.contexts):
         raise ValueError(f"`{key}` is set by a `context` that is still open; it ends with that.")
     value = _local.settings.pop(key, default)
@@ -172,16 +123,7 @@ def reset() -> None:
 
 @contextlib.contextmanager
 def context(**kwargs: Any) -> Iterator[dict[Hashable, Any]]:
-    """Sets settings for a `with` block, and gives all of them.
-
-    **Arguments:**
-
-    - `kwargs`: the settings by name, such as `dt=0.1`.
-
-    **Raises:**
-
-    `ValueError` for `platform` and `host_device_count`, which JAX has for good.
-    """
+    """Sets settings for a `with` block, and gives all of them."""
     for key in (PLATFORM, HOST_DEVICE_COUNT):
         if key in kwargs:
             raise ValueError(f"`{key}` can't change for a block; use `environ.set_{key}(...)`.")
@@ -193,7 +135,7 @@ def context(**kwargs: Any) -> Iterator[dict[Hashable, Any]]:
         try:
             for key, value in kwargs.items():
                 _behave(key, value)
-            yield all()
+            yield _settings()
         finally:
             # not `pop`: generators may leave their contexts in any order
             _local.contexts[:] = [c for c in _local.contexts if c is not kwargs]
@@ -209,12 +151,7 @@ def get_platform() -> str:
 
 
 def set_platform(platform: str) -> None:
-    """Chooses the platform. Before JAX is first used.
-
-    **Arguments:**
-
-    - `platform`: `"cpu"`, `"gpu"` or `"tpu"`.
-    """
+    """Chooses the platform. Before JAX is first used."""
     if platform not in SUPPORTED_PLATFORMS:
         raise ValueError(f"`platform` is one of {SUPPORTED_PLATFORMS}, not {platform!r}.")
     jax.config.update("jax_platform_name", platform)
@@ -228,12 +165,7 @@ def get_host_device_count() -> int:
 
 
 def set_host_device_count(n: int) -> None:
-    """Has the CPU taken for several devices. Before JAX is first used.
-
-    **Arguments:**
-
-    - `n`: how many.
-    """
+    """Has the CPU taken for several devices. Before JAX is first used."""
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"A number of devices is a positive int, not {n!r}.")
     flags = re.sub(rf"{_COUNT_FLAG}=\S+", "", os.environ.get("XLA_FLAGS", "")).split()
@@ -244,10 +176,6 @@ def set_host_device_count(n: int) -> None:
 def set_precision(precision: int | str) -> None:
     """Sets the number of bits of `dftype()` and the like. With 64 JAX has its 64-bit types, and
     without does not.
-
-    **Arguments:**
-
-    - `precision`: 8, 16, 32, 64 or `"bf16"`.
     """
     jax.config.update("jax_enable_x64", _bits(precision) == 64)
     _local.settings[PRECISION] = precision
@@ -259,50 +187,44 @@ def get_precision() -> int:
     return _bits(get(PRECISION))
 
 
+# By precision: of floating-point numbers, integers, integers that are not negative and complex
+# numbers; and how far two numbers that should be equal may be apart.
+_NUMBERS: dict[str, tuple[Any, Any, Any, Any, np.ndarray]] = {
+    "8": (jnp.float8_e5m2, np.int8, np.uint8, np.complex64, np.asarray(1e-2, np.float16)),
+    "16": (np.float16, np.int16, np.uint16, np.complex64, np.asarray(1e-2, np.float16)),
+    "bf16": (jnp.bfloat16, np.int16, np.uint16, np.complex64, np.asarray(1e-2, np.float16)),
+    "32": (np.float32, np.int32, np.uint32, np.complex64, np.asarray(1e-5, np.float32)),
+    "64": (np.float64, np.int64, np.uint64, np.complex128, np.asarray(1e-12, np.float64)),
+}
+
+
 def dftype() -> Any:
     """The dtype of floating-point numbers."""
-    precision = get(PRECISION)
-    if precision == "bf16":
-        return jnp.bfloat16
-    return {8: jnp.float8_e5m2, 16: np.float16, 32: np.float32, 64: np.float64}[_bits(precision)]
+    return _NUMBERS[str(get(PRECISION))][0]
 
 
 def ditype() -> Any:
     """The dtype of integers."""
-    return {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}[get_precision()]
+    return _NUMBERS[str(get(PRECISION))][1]
 
 
 def dutype() -> Any:
     """The dtype of integers that are not negative."""
-    return {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}[get_precision()]
+    return _NUMBERS[str(get(PRECISION))][2]
 
 
 def dctype() -> Any:
     """The dtype of complex numbers."""
-    return np.complex128 if get_precision() == 64 else np.complex64
+    return _NUMBERS[str(get(PRECISION))][3]
 
 
 def tolerance() -> np.ndarray:
     """How far two numbers that should be equal may be apart."""
-    bits = get_precision()
-    if bits == 64:
-        return np.asarray(1e-12, np.float64)
-    return np.asarray(1e-5, np.float32) if bits == 32 else np.asarray(1e-2, np.float16)
+    return _NUMBERS[str(get(PRECISION))][4]
 
 
 def register_default_behavior(key: Any, behavior: Any, replace_if_exist: bool = False) -> None:
-    """Has a function called with each new value of a setting.
-
-    **Arguments:**
-
-    - `key`: the name of the setting.
-    - `behavior`: the function.
-    - `replace_if_exist`: whether it may take the place of another.
-
-    **Raises:**
-
-    `ValueError` if there is one already, unless `replace_if_exist`.
-    """
+    """Has a function called with each new value of a setting."""
     if not isinstance(key, str) or not callable(behavior):
         raise TypeError(f"Not the name of a setting and a function: {key!r}, {behavior!r}.")
     if key in _local.behaviours and not replace_if_exist:
@@ -320,40 +242,15 @@ def list_registered_behaviors() -> list[str]:
     return list(_local.behaviours)
 
 
-@contextlib.contextmanager
-def reads() -> Iterator[dict[Hashable, Any]]:
-    """Collects the settings that are read in a `with` block and come from outside of it. A
-    transform keeps them with the program that it compiles, in which they are constants.
-    """
-    seen: dict[Hashable, Any] = {}
-    entry = (len(_local.contexts), seen)
-    _local.readers.append(entry)
-    try:
-        yield seen
-    finally:
-        _local.readers[:] = [r for r in _local.readers if r is not entry]
+def _settings() -> dict[Hashable, Any]:
+    """All settings, as they are looked up: what is compiled is for those that it read."""
+    merged: dict[Hashable, Any] = {PRECISION: DEFAULT_PRECISION, **_local.settings}
+    for frame in _local.contexts:
+        merged.update(frame)
+    return merged
 
 
-def unchanged(seen: dict[Hashable, Any]) -> bool:
-    """Whether settings are still what `reads` has collected. Reading them so counts as a read."""
-    return builtins.all(_same(value, _look_up(key)) for key, value in seen.items())
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    return type(a) is type(b) and isinstance(a, (bool, int, float, complex, str)) and a == b
-
-
-def _look_up(key: Hashable) -> Any:
-    value, depth = _local.settings.get(key, _MISSING), 0
-    for i, frame in enumerate(_local.contexts, 1):
-        if key in frame:
-            value, depth = frame[key], i  # pyright: ignore
-    for outside, seen in _local.readers:
-        if depth <= outside:
-            seen.setdefault(key, value)
-    return value
+register(_settings)
 
 
 def _behave(key: Hashable, value: Any) -> None:
@@ -365,6 +262,6 @@ def _behave(key: Hashable, value: Any) -> None:
 
 
 def _bits(precision: int | str) -> int:
-    if str(precision) not in map(str, SUPPORTED_PRECISIONS):
+    if str(precision) not in _NUMBERS:
         raise ValueError(f"`precision` is one of {SUPPORTED_PRECISIONS}, not {precision!r}.")
     return 16 if precision == "bf16" else int(precision)
