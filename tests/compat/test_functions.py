@@ -77,10 +77,16 @@ def test_what_is_not_traced_is_refused(function, cells):
         sf.get_jaxpr(1.0, jnp.ones(3), compile_if_miss=False)
     with pytest.raises(ValueError, match="State length mismatch: the function uses 3 cells"):
         sf.jaxpr_call([1.0], 1.0, jnp.ones(3))
-    with pytest.raises(ValueError, match="contains None"):
+    with pytest.raises(ValueError, match="contains None at index 0"):
         sf.jaxpr_call([None] * 3, 1.0, jnp.ones(3))
-    with pytest.raises(ValueError, match="`static_argnums` holds 3, and there is 1 argument"):
+    with pytest.raises(
+        ValueError, match="static_argnums contains index 3, and there is 1 argument"
+    ):
         transform.StatefulFunction(lambda x: x, static_argnums=3)(1.0)
+    with pytest.raises(ValueError, match="can't go in or out of a transform"):
+        transform.StatefulFunction(lambda x: x)({"x": cells})
+    with pytest.raises(ValueError, match="State length mismatch"):
+        sf.debug_call([1.0], 1.0, jnp.ones(3))
     with pytest.raises(TypeError, match="hashable"):
         transform.StatefulFunction(lambda x: x, static_argnums=0)(jnp.ones(2))
     assert [c.value.shape for c in cells] == [(2,), (3,), ()]
@@ -110,6 +116,27 @@ def test_static_arguments_from_the_end():
     sf = transform.StatefulFunction(f, static_argnums=(1, 2))
     assert sf(2.0, 1, False) == 2 and sf(2.0, 1.0, False) == 2 and sf(2.0, 1, True) == 2
     assert sf.get_cache_stats()["compilation_cache"]["size"] == 3
+
+
+def test_a_function_is_traced_again_for_cells_of_another_shape():
+    cell = State(jnp.zeros(2))
+
+    def double(x):
+        assert cell.value.ndim == 1
+        cell.value = cell.value * 2 + x
+        return cell.value.shape
+
+    sf = transform.StatefulFunction(lambda x: double(x) and cell.value.sum())
+    assert sf(1.0) == 2
+    cell.value = jnp.ones(3)
+    key = sf.get_arg_cache_key(1.0)
+    assert sf.get_jaxpr_by_cache(key).in_avals[1].shape == (2,)
+    assert sf(1.0) == 9 and sf.get_jaxpr_by_cache(key).in_avals[1].shape == (3,)
+    cell.value = jnp.ones(())
+    with pytest.raises(AssertionError, match="ndim"):
+        sf(1.0)
+    with pytest.raises(ValueError, match="is not compiled"):
+        sf.get_jaxpr_by_cache(key)
 
 
 def test_values_are_seen_without_jit(function, cells):

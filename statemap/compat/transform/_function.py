@@ -13,7 +13,7 @@ from ..._jaxpr import eval_jaxpr
 from ..._programs import abstract, CacheKey as Abstract
 from .._catch import StateTraceStack
 from .._frames import Frame, peek, write_all
-from .._lift import arrays_of, capture, read_all, run
+from .._lift import arrays_of, capture, read_all, refuse_cells, run
 
 
 class CacheKey(NamedTuple):
@@ -97,11 +97,12 @@ class StatefulFunction:
 
     def get_arg_cache_key(
         self, *args: Any, compile_if_miss: bool = False, **kwargs: Any
-    ) -> CacheKey:
+    ) -> Hashable:
         """The key by which what is traced for these arguments is found."""
         if compile_if_miss:
             self.make_jaxpr(*args, **kwargs)
         (static, names), dynamic, named = self._split(args, kwargs)
+        refuse_cells((dynamic, named))
         return CacheKey(
             tuple(map(exact, static.values())), _abstract(dynamic),
             tuple(map(exact, sorted(names.items()))), _abstract(named),
@@ -119,8 +120,11 @@ class StatefulFunction:
         else:
             with self._lock:
                 self._misses += 1
-                self._cache.discard(key)
-                self._cache.add(key, self._trace(args, kwargs))
+                try:
+                    self._cache.replace(key, self._trace(args, kwargs))
+                except BaseException:
+                    self._cache.discard(key)
+                    raise
         return self
 
     get_jaxpr, get_jaxpr_by_cache = _pair(lambda found: found.jaxpr)
@@ -154,14 +158,7 @@ class StatefulFunction:
         those that are only read.
         """
         found = self._traced(self.get_arg_cache_key(*args, compile_if_miss=True, **kwargs))
-        if len(state_vals) != len(found.kinds):
-            raise ValueError(
-                f"State length mismatch: the function uses {len(found.kinds)} cells, and was given "
-                f"{len(state_vals)} values."
-            )
-        for cell, value, (treedef, _) in zip(found.trace.states, state_vals, found.kinds):
-            if value is None and treedef.num_leaves:
-                raise ValueError(f"`state_vals` contains None for a {cell.label}.")
+        _check_values(found, state_vals)
         if jax.config.jax_disable_jit:  # pyright: ignore
             return self.debug_call(state_vals, *args, **kwargs)
         _, dynamic, named = self._split(args, kwargs)
@@ -172,7 +169,9 @@ class StatefulFunction:
 
     def debug_call(self, state_vals: Sequence[Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """`jaxpr_call` that runs the function itself."""
-        cells = self.get_states(*args, **kwargs)
+        found = self._traced(self.get_arg_cache_key(*args, compile_if_miss=True, **kwargs))
+        _check_values(found, state_vals)
+        cells = found.trace.states
         frame = Frame(cells, state_vals)
         out, new = run(self.fun, frame, *args, **kwargs)
         return self._returned(cells, state_vals, frame.written, new), out
@@ -196,7 +195,7 @@ class StatefulFunction:
         for i in self.static_argnums:
             if not -len(args) <= i < len(args):
                 are = "is 1 argument" if len(args) == 1 else f"are {len(args)} arguments"
-                raise ValueError(f"`static_argnums` holds {i}, and there {are} by position.")
+                raise ValueError(f"static_argnums contains index {i}, and there {are} by position.")
             static[i % len(args)] = args[i]
         names = {k: v for k, v in kwargs.items() if k in self.static_argnames}
         dynamic = tuple(a for i, a in enumerate(args) if i not in static)
@@ -236,8 +235,8 @@ class StatefulFunction:
         found = self._cache.get(key)
         if found is None:
             raise ValueError(
-                "The function has not been traced for these arguments. Trace it: "
-                f"`make_jaxpr()` with them.\nRequested key:\n  {key}\nAvailable keys:\n  "
+                "The function is not compiled for these arguments. Trace it for them: "
+                f"`make_jaxpr()`.\nRequested key:\n  {key}\nAvailable keys:\n  "
                 + "\n  ".join(map(str, self._cache.items))
             )
         return found
@@ -248,6 +247,18 @@ class StatefulFunction:
 
     def __repr__(self) -> str:
         return f"StatefulFunction({getattr(self.fun, '__name__', self.fun)})"
+
+
+def _check_values(found: _Traced, values: Sequence[Any]) -> None:
+    if len(values) != len(found.kinds):
+        raise ValueError(
+            f"State length mismatch: the function uses {len(found.kinds)} cells, and was given "
+            f"{len(values)} values."
+        )
+    for i, (value, (treedef, _)) in enumerate(zip(values, found.kinds)):
+        if value is None and treedef.num_leaves:
+            label = found.trace.states[i].label
+            raise ValueError(f"`state_vals` contains None at index {i}, the value of a {label}.")
 
 
 def _abstract(tree: Any) -> Abstract:
@@ -279,4 +290,5 @@ def make_jaxpr(
             return jaxpr, cells, function.get_out_shapes(*args, **kwargs)[0]
         return jaxpr, cells
 
+    make.__name__ = f"make_jaxpr({getattr(fun, '__name__', fun)})"
     return make
