@@ -51,19 +51,6 @@ class StatefulFunction:
     """A function that uses cells as a jaxpr, from its arguments and the values of the cells:
     [brainstate's `StatefulFunction`](https://brainstate.readthedocs.io), all of whose methods there
     are. `static_argnums` may count from the end. `ir_optimizations` are not supported.
-
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import ShortTermState, transform
-
-    count = ShortTermState(jnp.zeros(3))
-
-    def step(x):
-        count.value = count.value + x
-
-    function = transform.StatefulFunction(step).make_jaxpr(1.0)
-    assert function.get_write_states(1.0) == (count,)
-    ```
     """
 
     def __init__(
@@ -150,22 +137,14 @@ class StatefulFunction:
         return {key: self.validate_states(key) for key in list(self._cache.items)}
 
     def jaxpr_call(self, state_vals: Sequence[Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Evaluates the jaxpr with these values of `get_states`, and changes no cell.
-
-        **Returns:**
-
-        `(new values, output)`: the new value of each cell, with `return_only_write` None for
-        those that are only read.
+        """Evaluates the jaxpr with these values of `get_states`, and changes no cell. Returns
+        `(new values, output)`, with None for cells that are only read, if `return_only_write`.
         """
-        found = self._traced(self.get_arg_cache_key(*args, compile_if_miss=True, **kwargs))
-        _check_values(found, state_vals)
         if jax.config.jax_disable_jit:  # pyright: ignore
             return self.debug_call(state_vals, *args, **kwargs)
-        _, dynamic, named = self._split(args, kwargs)
-        leaves = jax.tree.leaves((dynamic, named, list(state_vals)))
-        flat = eval_jaxpr(found.jaxpr.jaxpr, found.jaxpr.consts, *leaves)
-        out, new = jax.tree.unflatten(jax.tree.structure(found.out_shapes), flat)
-        return new, out
+        found = self._traced(self.get_arg_cache_key(*args, compile_if_miss=True, **kwargs))
+        _check_values(found, state_vals)
+        return self._evaluate(found, state_vals, args, kwargs)
 
     def debug_call(self, state_vals: Sequence[Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """`jaxpr_call` that runs the function itself."""
@@ -180,14 +159,21 @@ class StatefulFunction:
         """Evaluates the jaxpr, and writes the new values to the cells."""
         if jax.config.jax_disable_jit:  # pyright: ignore
             return self.fun(*args, **kwargs)
-        cells = self.get_states(*args, **kwargs)
-        new, out = self.jaxpr_call(read_all(cells), *args, **kwargs)
-        after = dict(zip(cells, new))
-        written = self.get_write_states(*args, **kwargs)
-        write_all(written, [after[cell] for cell in written])
+        found = self._traced(self.get_arg_cache_key(*args, compile_if_miss=True, **kwargs))
+        cells = found.trace.states
+        new, out = self._evaluate(found, read_all(cells), args, kwargs)
+        written = [i for i, been in enumerate(found.trace.been_writen) if been]
+        write_all([cells[i] for i in written], [new[i] for i in written])
         return out
 
     __call__ = jaxpr_call_auto
+
+    def _evaluate(self, found: _Traced, values: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        _, dynamic, named = self._split(args, kwargs)
+        leaves = jax.tree.leaves((dynamic, named, list(values)))
+        flat = eval_jaxpr(found.jaxpr.jaxpr, found.jaxpr.consts, *leaves)
+        out, new = jax.tree.unflatten(jax.tree.structure(found.out_shapes), flat)
+        return new, out
 
     def _split(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tuple, dict[str, Any]]:
         """The static ones, by position and by name; the other positional ones; the other named."""
@@ -277,9 +263,7 @@ def make_jaxpr(
     static_argnames: str | Iterable[str] = (), axis_env: Any = None, return_shape: bool = False,
     return_only_write: bool = False,
 ) -> Callable[..., Any]:  # fmt: skip
-    """A function that gives the jaxpr of `fun` and the cells that it uses:
-    [brainstate's `make_jaxpr`](https://brainstate.readthedocs.io).
-    """
+    """[brainstate's `make_jaxpr`](https://brainstate.readthedocs.io): it gives `(jaxpr, cells)`."""
     function = StatefulFunction(
         fun, static_argnums, static_argnames, axis_env, return_only_write=return_only_write
     )

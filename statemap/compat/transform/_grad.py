@@ -20,17 +20,16 @@ from ._missing import left_out, MISSING
 
 
 Nums = int | Sequence[int] | None
+Flag = bool | None
 
 
 def grad(
     fun: Any = MISSING, grad_states: Any = None, argnums: Nums = None,
-    holomorphic: bool | None = False, allow_int: bool | None = False, has_aux: bool | None = None,
-    return_value: bool | None = False, unit_aware: bool = False, check_states: bool = True,
+    holomorphic: Flag = False, allow_int: Flag = False, has_aux: Flag = None,
+    return_value: Flag = False, unit_aware: bool = False, check_states: bool = True,
     **kwargs: Any,
 ) -> Any:  # fmt: skip
-    """The gradient of a function that uses cells, with respect to these (`grad_states`) or to
-    arguments: [brainstate's `grad`](https://brainstate.readthedocs.io). `unit_aware=True` takes
-    brainunit.
+    """[brainstate's `grad`](https://brainstate.readthedocs.io), of a function that uses cells.
 
     ```python
     import jax.numpy as jnp
@@ -41,92 +40,79 @@ def grad(
     assert grads.tolist() == [2.0, 4.0] and loss == 5
     ```
     """
-    params = {"holomorphic": holomorphic, "allow_int": allow_int}
-    options = grad_states, argnums, return_value, has_aux, params, check_states
-    return _derivative(fun, _autodiff("grad", unit_aware), *options, **kwargs)
+    return _derivative(_autodiff("grad", unit_aware), **locals())
 
 
 def vector_grad(
     func: Any = MISSING, grad_states: Any = None, argnums: Nums = None, return_value: bool = False,
-    has_aux: bool | None = None, unit_aware: bool = False, check_states: bool = True, **kwargs: Any,
+    has_aux: Flag = None, unit_aware: bool = False, check_states: bool = True, **kwargs: Any,
 ) -> Any:  # fmt: skip
-    """The gradient of the sum of all that a function returns:
-    [brainstate's `vector_grad`](https://brainstate.readthedocs.io).
-    """
-    if unit_aware or "brainunit" in sys.modules:  # which takes units off, too
+    """[brainstate's `vector_grad`](https://brainstate.readthedocs.io), of the sum of all."""
+    given = locals()
+    if unit_aware or "brainunit" in sys.modules:  # which takes units off as well
         transform = functools.partial(_autodiff("vector_grad", True), unit_aware=unit_aware)
-    else:
-        transform = _vector_grad
-    options = grad_states, argnums, return_value, has_aux, {}, check_states
-    return _derivative(func, transform, *options, **kwargs)
+        return _derivative(transform, **given)
+    return _derivative(_vector_grad, **given)
 
 
 def fwd_grad(
     func: Any = MISSING, grad_states: Any = None, argnums: Nums = None, return_value: bool = False,
-    has_aux: bool | None = None, tangent_size: int | None = None,
+    has_aux: Flag = None, tangent_size: int | None = None,
     drct_der_clip: float | None = None, key: Any = None, **kwargs: Any,
 ) -> Any:  # fmt: skip
-    """An estimate of the gradient in forward mode, along random directions:
-    [brainstate's `fwd_grad`](https://brainstate.readthedocs.io).
-    """
-    params = {"tangent_size": tangent_size, "drct_der_clip": drct_der_clip, "key": key}
-    check = kwargs.pop("check_states", True)
-    options = grad_states, argnums, return_value, has_aux, params, check
-    return _derivative(func, _fwd_grad, *options, **kwargs)
+    """[brainstate's `fwd_grad`](https://brainstate.readthedocs.io), by random directions."""
+    return _derivative(_fwd_grad, **locals())
 
 
 def jacrev(
-    fun: Any = MISSING, grad_states: Any = None, argnums: Nums = None, has_aux: bool | None = None,
+    fun: Any = MISSING, grad_states: Any = None, argnums: Nums = None, has_aux: Flag = None,
     return_value: bool = False, holomorphic: bool = False, allow_int: bool = False,
     unit_aware: bool = False, check_states: bool = True, **kwargs: Any,
 ) -> Any:  # fmt: skip
-    """The Jacobian, in reverse mode: [brainstate's `jacrev`](https://brainstate.readthedocs.io).
-    Of several outputs, each comes to be a Jacobian, also with respect to cells.
-    """
-    params = {"holomorphic": holomorphic, "allow_int": allow_int}
-    options = grad_states, argnums, return_value, has_aux, params, check_states
-    return _derivative(fun, _autodiff("jacrev", unit_aware), *options, **kwargs)
+    """[brainstate's `jacrev`](https://brainstate.readthedocs.io), of any outputs by any cells."""
+    return _derivative(_autodiff("jacrev", unit_aware), **locals())
 
 
 jacobian = jacrev
 
 
 def jacfwd(
-    func: Any = MISSING, grad_states: Any = None, argnums: Nums = None, has_aux: bool | None = None,
+    func: Any = MISSING, grad_states: Any = None, argnums: Nums = None, has_aux: Flag = None,
     return_value: bool = False, holomorphic: bool = False, unit_aware: bool = False,
     check_states: bool = True, **kwargs: Any,
 ) -> Any:  # fmt: skip
-    """The Jacobian, in forward mode: [brainstate's `jacfwd`](https://brainstate.readthedocs.io)."""
-    params = {"holomorphic": holomorphic}
-    options = grad_states, argnums, return_value, has_aux, params, check_states
-    return _derivative(func, _autodiff("jacfwd", unit_aware), *options, **kwargs)
+    """[brainstate's `jacfwd`](https://brainstate.readthedocs.io), of any outputs by any cells."""
+    return _derivative(_autodiff("jacfwd", unit_aware), **locals())
 
 
 def hessian(
     func: Any = MISSING, grad_states: Any = None, argnums: Nums = None, return_value: bool = False,
-    holomorphic: bool = False, has_aux: bool | None = None, unit_aware: bool = False,
+    holomorphic: bool = False, has_aux: Flag = None, unit_aware: bool = False,
     check_states: bool = True, **kwargs: Any,
 ) -> Any:  # fmt: skip
-    """The matrix of second derivatives, with respect to cells or to arguments:
-    [brainstate's `hessian`](https://brainstate.readthedocs.io).
-    """
+    """[brainstate's `hessian`](https://brainstate.readthedocs.io), by cells or by arguments."""
     if grad_states is not None and argnums is not None:
         raise NotImplementedError(
             "`hessian` is with respect to cells or to arguments. Make the arguments cells, or call "
             "it twice."
         )
-    params = {"holomorphic": holomorphic}
-    options = grad_states, argnums, return_value, has_aux, params, check_states
-    return _derivative(func, _autodiff("hessian", unit_aware), *options, **kwargs)
+    return _derivative(_autodiff("hessian", unit_aware), **locals())
 
 
 def _derivative(
-    fun: Any, transform: Callable, grad_states: Any, argnums: Nums, return_value: Any,
-    has_aux: Any, params: dict[str, Any], check_states: bool, **kwargs: Any,
+    transform: Callable, *, fun: Any = None, func: Any = None, grad_states: Any, argnums: Any,
+    return_value: Any, has_aux: Any, kwargs: dict[str, Any], unit_aware: bool = False,
+    check_states: bool = True, **params: Any,
 ) -> Any:  # fmt: skip
-    """A GradientTransform; or, where the function is left out, what makes one of it."""
-    options = grad_states, argnums, bool(return_value), bool(has_aux), params, check_states
-    make = lambda fun: GradientTransform(fun, transform, *options, **kwargs)
+    """A GradientTransform; or, where the function is left out, what makes one of it. `params` are
+    those of the transform.
+    """
+    options = {"return_value": bool(return_value), "has_aux": bool(has_aux), **kwargs}
+    options.setdefault("check_states", check_states)
+    make = lambda fun: GradientTransform(
+        fun, transform, grad_states, argnums, transform_params=params, **options
+    )
+    fun = func if fun is None else fun
     return make if left_out(fun) else make(fun)
 
 
@@ -202,9 +188,7 @@ def _normal(key: jax.Array, size: tuple[int, ...], like: Any) -> jax.Array:
 def vjp(
     fun: Callable, *primals: Any, grad_states: Any = None, argnums: Nums = 0, has_aux: bool = False
 ) -> tuple[Any, ...]:
-    """`jax.vjp` of a function that uses cells:
-    [brainstate's `vjp`](https://brainstate.readthedocs.io).
-    """
+    """[brainstate's `vjp`](https://brainstate.readthedocs.io)."""
     if argnums is None or not primals:
         nums: Any = None
     else:
@@ -236,9 +220,7 @@ def vjp(
 def jvp(
     fun: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool = False
 ) -> tuple[Any, ...]:
-    """`jax.jvp` of a function that uses cells, which are held constant:
-    [brainstate's `jvp`](https://brainstate.readthedocs.io).
-    """
+    """[brainstate's `jvp`](https://brainstate.readthedocs.io). Cells are held constant."""
     for name, value in (("primals", primals), ("tangents", tangents)):
         if not isinstance(value, (tuple, list)):
             raise TypeError(f"`{name}` is a tuple with an entry for each argument, not {value!r}.")

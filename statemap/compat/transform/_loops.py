@@ -19,14 +19,8 @@ from ._progress import ProgressBar, with_progress
 class _Threaded:
     """Functions that a loop or a branch runs, and the cells that they write, which it carries."""
 
-    def __init__(
-        self, name: str, functions: Sequence[Callable], args: tuple[Any, ...], closed: bool = True
-    ):
-        """**Arguments:**
-
-        - `closed`: whether the functions run later, and more than once, so that the values of
-            the cells must be inputs.
-        """
+    def __init__(self, name: str, functions: Sequence[Callable], args: tuple, closed: bool = True):
+        """`closed`: they run later and more than once, so that values of cells must be inputs."""
         self.programs = [capture(_unless_unchanged(f), args, closed=closed) for f in functions]
         self.written = tuple(dict.fromkeys(c for p in self.programs for c in p.written))
         used = dict.fromkeys(c for p in self.programs for c in p.cells)
@@ -42,10 +36,7 @@ class _Threaded:
             check_carry([cell] * len(given), [first] * len(given), given, name)
 
     def call(self, program: Program, held: Sequence[Any], *args: Any) -> tuple[list[Any], Any]:
-        """**Returns:**
-
-        The new values of `written`, and what the function returns.
-        """
+        """The new values of `written`, and what the function returns."""
         now = {**self.constants, **dict(zip(self.written, held))}
         out, new = program([now[cell] for cell in program.cells], args, {})
         now.update(zip(program.written, new))
@@ -61,15 +52,13 @@ def _unless_unchanged(fn: Callable) -> Callable:
         out = fn(*args)
         frame = local.frames[-1]
         for cell in list(frame.written):
-            before = frame._initial.get(cell, None)
-            if cell not in frame.given:
-                before = outer_value(cell, frame.number - 1)
+            given = cell in frame.given
+            before = frame._initial[cell] if given else outer_value(cell, frame.number - 1)
             # A container may have been changed in place.
             if frame.values[cell] is before and jax.tree_util.all_leaves([before]):
                 del frame.written[cell]
         return out
 
-    run.__wrapped__ = fn  # pyright: ignore
     return run
 
 
@@ -107,23 +96,7 @@ def scan(
     f: Callable, init: Any, xs: Any, length: int | None = None, reverse: bool = False,
     unroll: int | bool = 1, pbar: ProgressBar | int | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """`jax.lax.scan` of a function that uses cells:
-    [brainstate's `scan`](https://brainstate.readthedocs.io).
-
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import ShortTermState, transform
-
-    total = ShortTermState(jnp.zeros(()))
-
-    def step(carry, x):
-        total.value = total.value + x
-        return carry, total.value
-
-    _, sums = transform.scan(step, None, jnp.arange(4.0))
-    assert sums.tolist() == [0.0, 1.0, 3.0, 6.0] and total.value == 6
-    ```
-    """
+    """[brainstate's `scan`](https://brainstate.readthedocs.io)."""
     loop = partial(jax.lax.scan, reverse=reverse, unroll=unroll)
     return _scan("scan", f, init, xs, length, pbar, loop)
 
@@ -132,10 +105,7 @@ def checkpointed_scan(
     f: Callable, init: Any, xs: Any, length: int | None = None, base: int = 16,
     pbar: ProgressBar | int | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """`scan` whose gradient keeps few intermediate values, and computes the others again:
-    [brainstate's `checkpointed_scan`](https://brainstate.readthedocs.io). What is kept grows with
-    `base` times the logarithm of the length.
-    """
+    """[brainstate's `checkpointed_scan`](https://brainstate.readthedocs.io)."""
     loop = partial(_checkpointed, base=_checked_base(base))
     return _scan("checkpointed_scan", f, init, xs, length, pbar, loop)
 
@@ -144,40 +114,26 @@ def for_loop(
     f: Callable, *xs: Any, length: int | None = None, reverse: bool = False,
     unroll: int | bool = 1, pbar: ProgressBar | int | None = None,
 ) -> Any:  # fmt: skip
-    """Calls `f` with each of the rows of `xs` in turn, and stacks what it returns:
-    [brainstate's `for_loop`](https://brainstate.readthedocs.io).
-    """
+    """[brainstate's `for_loop`](https://brainstate.readthedocs.io), over the rows of `xs`."""
     loop = partial(jax.lax.scan, reverse=reverse, unroll=unroll)
-    return _scan("for_loop", _Step(f), None, xs, length, pbar, loop)[1]
+    return _scan("for_loop", f, None, xs, length, pbar, loop, rows=True)[1]
 
 
 def checkpointed_for_loop(
     f: Callable, *xs: Any, length: int | None = None, base: int = 16,
     pbar: ProgressBar | int | None = None,
 ) -> Any:  # fmt: skip
-    """`for_loop` by means of `checkpointed_scan`:
-    [brainstate's `checkpointed_for_loop`](https://brainstate.readthedocs.io).
-    """
+    """[brainstate's `checkpointed_for_loop`](https://brainstate.readthedocs.io)."""
     loop = partial(_checkpointed, base=_checked_base(base))
-    return _scan("checkpointed_for_loop", _Step(f), None, xs, length, pbar, loop)[1]
-
-
-class _Step:
-    def __init__(self, f: Callable):
-        self.__wrapped__ = f
-
-    def __call__(self, carry: Any, xs: tuple) -> tuple[Any, Any]:
-        return carry, self.__wrapped__(*xs)
+    return _scan("checkpointed_for_loop", f, None, xs, length, pbar, loop, rows=True)[1]
 
 
 def _scan(
-    name: str, f: Callable, init: Any, xs: Any, length: int | None, pbar: Any, loop: Callable
-) -> tuple[Any, Any]:
-    """**Arguments:**
-
-    - `loop`: `jax.lax.scan` or another of its kind.
-    """
-    if not callable(getattr(f, "__wrapped__", f)):
+    name: str, f: Callable, init: Any, xs: Any, length: int | None, pbar: Any, loop: Callable,
+    rows: bool = False,
+) -> tuple[Any, Any]:  # fmt: skip
+    """By `loop`, which is `jax.lax.scan` or of its kind. With `rows`, `f` takes the rows alone."""
+    if not callable(f):
         raise TypeError(f"`{name}` takes a function, and {f!r} can't be called.")
     shapes = [jnp.shape(x) for x in jax.tree.leaves(xs)]
     sizes = {shape[:1] for shape in shapes} | ({(int(length),)} if length is not None else set())
@@ -187,6 +143,8 @@ def _scan(
             f"{length}."
         )
     ((steps,),) = sizes
+    if rows:
+        f = partial(lambda f, carry, xs: (carry, f(*xs)), f)
     if pbar is not None:
         f, init = with_progress(f, pbar, steps), (0, init)
     if _in_python():
@@ -238,19 +196,14 @@ def _checkpointed(body: Callable, carry: Any, xs: Any, length: int, base: int) -
 
 
 def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
-    """`jax.lax.while_loop` of functions that use cells, of which `cond_fun` may only read:
-    [brainstate's `while_loop`](https://brainstate.readthedocs.io).
-    """
+    """[brainstate's `while_loop`](https://brainstate.readthedocs.io). `cond_fun` may only read."""
     return _while(cond_fun, body_fun, init_val, jax.lax.while_loop)
 
 
 def bounded_while_loop(
     cond_fun: Callable, body_fun: Callable, init_val: Any, *, max_steps: int, base: int = 16
 ) -> Any:
-    """`while_loop` of at most `max_steps` steps, which can be differentiated in reverse, as
-    `checkpointed_scan` can: [brainstate's
-    `bounded_while_loop`](https://brainstate.readthedocs.io).
-    """
+    """[brainstate's `bounded_while_loop`](https://brainstate.readthedocs.io). It has gradients."""
     if not isinstance(max_steps, int) or max_steps < 0:
         raise ValueError(f"`max_steps` is a number of steps, not {max_steps!r}.")
     _checked_base(base)
@@ -289,24 +242,20 @@ def _while(cond_fun: Callable, body_fun: Callable, init_val: Any, loop: Callable
 
 
 def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> Any:
-    """`jax.lax.cond` of functions that use cells: [brainstate's
-    `cond`](https://brainstate.readthedocs.io). A cell that only one of them writes stays as it is
-    with the other. A number counts as true unless it is 0.
+    """[brainstate's `cond`](https://brainstate.readthedocs.io). A cell that only one function
+    writes stays as it is with the other.
     """
     if not (callable(true_fun) and callable(false_fun)):
         raise TypeError("`cond` takes two functions, `true_fun` and `false_fun`.")
-    if pred is None or isinstance(pred, (list, tuple)) or np.ndim(pred) != 0:
+    single = pred is not None and not isinstance(pred, (list, tuple)) and np.ndim(pred) == 0
+    if not single or np.dtype(jnp.result_type(pred)).kind not in "biuf":
         raise TypeError(f"The predicate of `cond` is a single bool or number, not {pred!r}.")
-    if np.dtype(jnp.result_type(pred)).kind not in "biuf":
-        raise TypeError(f"The predicate of `cond` is a bool or a number, not {pred!r}.")
     index = jnp.asarray(pred).astype(bool).astype(int)
     return _branch("cond", index, (false_fun, true_fun), operands)
 
 
 def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
-    """`jax.lax.switch` of functions that use cells: [brainstate's
-    `switch`](https://brainstate.readthedocs.io).
-    """
+    """[brainstate's `switch`](https://brainstate.readthedocs.io)."""
     branches = tuple(branches)
     if not all(callable(branch) for branch in branches):
         raise TypeError("`switch` takes a sequence of functions.")
@@ -321,10 +270,7 @@ def ifelse(
     conditions: Sequence[Any], branches: Sequence[Callable[..., Any]], *operands: Any,
     check_cond: bool = True,
 ) -> Any:  # fmt: skip
-    """Runs the branch whose condition is true: [brainstate's
-    `ifelse`](https://brainstate.readthedocs.io). If it is not exactly one, there is a
-    `RuntimeError` when the program runs.
-    """
+    """[brainstate's `ifelse`](https://brainstate.readthedocs.io)."""
     branches = tuple(branches)
     if not all(callable(branch) for branch in branches):
         raise TypeError("`ifelse` takes a sequence of functions.")

@@ -76,5 +76,4 @@ def with_progress(body: Callable, pbar: ProgressBar | int, steps: int) -> Callab
         jax.lax.cond(now, tell, lambda: None)
         return (i + 1, carry), y
 
-    counted.__wrapped__ = body  # pyright: ignore
     return counted

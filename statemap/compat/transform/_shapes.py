@@ -1,5 +1,6 @@
 """Transforms that run a function as it is, in a frame: `eval_shape`, `checkpoint`, `shard_map`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,7 @@ from ._missing import left_out, MISSING
 
 
 def eval_shape(f: Callable, *args: Any, return_state_shapes: bool = False, **kwargs: Any) -> Any:
-    """The shapes and dtypes of what a function returns, without computing it: [brainstate's
-    `eval_shape`](https://brainstate.readthedocs.io). Cells that it makes hold
+    """[brainstate's `eval_shape`](https://brainstate.readthedocs.io). Cells that are made hold
     `jax.ShapeDtypeStruct`s, so that `eval_shape(Model)` gives a model without numbers.
     """
     frames: list[Frame] = []
@@ -51,13 +51,12 @@ def checkpoint(
     fun: Any = MISSING, *, prevent_cse: bool = True, policy: Callable[..., bool] | None = None,
     static_argnums: int | tuple[int, ...] = (),
 ) -> Callable:  # fmt: skip
-    """`jax.checkpoint` of a function that uses cells, with the same arguments: under a gradient it
-    is computed again rather than kept.
-    """
+    """[brainstate's `checkpoint`](https://brainstate.readthedocs.io)."""
     options: dict[str, Any] = {"policy": policy, "static_argnums": static_argnums}
     if fun is None or left_out(fun):
         return lambda f: checkpoint(f, prevent_cse=prevent_cse, **options)
 
+    @functools.wraps(fun, updated=())
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
         frames: list[Frame] = []
 
@@ -69,8 +68,6 @@ def checkpoint(
         write_all(tuple(frames[-1].written), new)
         return out
 
-    checkpointed.__wrapped__ = fun  # pyright: ignore
-    checkpointed.__name__ = getattr(fun, "__name__", type(fun).__name__)
     return checkpointed
 
 
@@ -81,9 +78,8 @@ def shard_map(
     fun: Callable, mesh: Any, in_specs: Any, out_specs: Any, *, state_in_specs: Any = None,
     state_out_specs: Any = None, check_vma: bool = True,
 ) -> Callable:  # fmt: skip
-    """`jax.shard_map` of a function that uses cells: [brainstate's
-    `shard_map`](https://brainstate.readthedocs.io). `state_in_specs` and `state_out_specs` are one
-    `PartitionSpec`, or one by cell; a cell without one is replicated.
+    """[brainstate's `shard_map`](https://brainstate.readthedocs.io). Cells are replicated,
+    unless they have a spec: one for all, or one by cell.
     """
 
     def spec(cell: Any, specs: Any) -> Any:
@@ -93,6 +89,7 @@ def shard_map(
     def place(value: Any, spec: Any) -> Any:
         return jax.device_put(value, NamedSharding(mesh, spec))
 
+    @functools.wraps(fun, updated=())
     def mapped(*args: Any, **kwargs: Any) -> Any:
         if isinstance(in_specs, PartitionSpec) or not isinstance(in_specs, (tuple, list)):
             of_args = (in_specs,) * len(args)
@@ -123,5 +120,4 @@ def shard_map(
         write_all(program.written, new)
         return out
 
-    mapped.__wrapped__ = fun  # pyright: ignore
     return mapped
