@@ -2,20 +2,17 @@
 
 from typing import Any as _Any
 
-from ._function import (
-    checkpoint as checkpoint,
-    eval_shape as eval_shape,
-    make_jaxpr as make_jaxpr,
-    remat as remat,
-    StatefulFunction as StatefulFunction,
-)
+from ._function import make_jaxpr as make_jaxpr, StatefulFunction as StatefulFunction
 from ._grad import (
+    fwd_grad as fwd_grad,
     grad as grad,
     hessian as hessian,
     jacfwd as jacfwd,
     jacobian as jacobian,
     jacrev as jacrev,
+    jvp as jvp,
     vector_grad as vector_grad,
+    vjp as vjp,
 )
 from ._gradient import GradientTransform as GradientTransform
 from ._jit import jit as jit, JittedFunction as JittedFunction
@@ -40,7 +37,12 @@ from ._new_states import (
 )
 from ._policy import set_default_policy as set_default_policy
 from ._progress import ProgressBar as ProgressBar
-from ._vjp import jvp as jvp, vjp as vjp
+from ._shapes import (
+    checkpoint as checkpoint,
+    eval_shape as eval_shape,
+    remat as remat,
+    shard_map as shard_map,
+)
 
 
 def __getattr__(name: str) -> _Any:
