@@ -163,7 +163,7 @@ class StatefulMapping:
 
     def _with(self, args: tuple, kwargs: dict[str, Any], method: str) -> tuple[Prepared, Any]:
         """Calls a method of the core's mapping with the values of the cells."""
-        first: Exception | None = None
+        before: tuple[Prepared, ValueError] | None = None
         while True:
             prepared = self._current()
             values = Values(prepared)
@@ -176,19 +176,23 @@ class StatefulMapping:
                     arrays_of(cell)
                 self._prepared = self._prepare([*prepared.cells, *late.cells])
             except ValueError as error:
-                # Before the function has run, it may be about a cell that it does not use. So then
-                # it gets those that it is seen to use.
-                if self._is_narrow or values.is_run or not prepared.cells:
-                    named = self._named(first if first and not prepared.cells else error, prepared)
-                    if named is error:
-                        raise
-                    raise named from None
-                first, self._is_narrow = self._named(error, prepared), True
-                self._prepared = self._prepare([prepared.cells[i] for i in prepared.touched])
+                if before is None and prepared.cells and not (values.is_run or self._is_narrow):
+                    # It may be about a cell that the function does not use. So now it gets those
+                    # that it is seen to use.
+                    before, self._is_narrow = (prepared, error), True
+                    self._prepared = self._prepare([prepared.cells[i] for i in prepared.touched])
+                    continue
+                shown = prepared, error
+                if before is not None:
+                    self._prepared, self._is_narrow = before[0], False
+                    shown = shown if prepared.cells else before
+                if (named := self._named(*shown)) is error:
+                    raise
+                raise named from None
             finally:
                 calls.stack.pop()
 
-    def _named(self, error: ValueError, prepared: Prepared) -> ValueError:
+    def _named(self, prepared: Prepared, error: ValueError) -> ValueError:
         """An error of the core, with the names that cells have themselves."""
         if isinstance(error, _BatchAxisError) and not isinstance(error, BatchAxisError):
             error = BatchAxisError.of(error)
