@@ -123,7 +123,9 @@ class StatefulMapping:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         while True:
             prepared, (out, program, values) = self._with(args, kwargs, "_run")
-            prepared.touch(program.changed)
+            touched = prepared.touched
+            if len(touched) != len(prepared.used) or not touched.issuperset(program.changed):
+                prepared.touch(program.changed)
             if not program.unexpected or not self._place(prepared, program):
                 break
         if program.special:

@@ -68,8 +68,7 @@ class Prepared(Lifted):
     def touch(self, changed: Sequence[int]) -> None:
         """From now on the next call looks up the cells that this one has used."""
         self.touched.update(changed)
-        if len(self.touched) != len(self.used):
-            self.use([self.cells[i] for i in list(self.touched)])
+        self.use([self.cells[i] for i in list(self.touched)])
 
 
 class Values(Sequence[Any]):
