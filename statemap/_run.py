@@ -187,9 +187,8 @@ class Run:
             # A context rebuilt by `jax.tree.map`, say, has not been checked by `set`.
             free = moved is None or slot.path in moved or not slot.kind.fixed_shape
             try:
-                new = fit(
-                    old, new, dotted(slot.path), shapes=not free, dtypes=slot.kind.fixed_dtype
-                )
+                shapes = None if slot.kind.fixed_shape is None else not free
+                new = fit(old, new, dotted(slot.path), shapes=shapes, dtypes=slot.kind.fixed_dtype)
             except ValueError as error:
                 if not free:
                     error.add_note(

@@ -81,9 +81,10 @@ class State(_Module, Generic[T]):
 
     # Of each array in `data`, how many trailing axes are not the user's to map over.
     trailing_axes = 0
-    # Whether a mapped function must keep the dtypes and the shapes of `data`.
+    # Whether a mapped function must keep the dtypes and the shapes of `data`. (Of the latter None
+    # says that it may give any back, and False that axes may come, go and move.)
     fixed_dtype = True
-    fixed_shape = True
+    fixed_shape: ClassVar[bool | None] = True
 
     @overload
     def __init__(

@@ -123,10 +123,11 @@ def _is_weak(array: Any) -> bool:
     return getattr(jax.typeof(array), "weak_type", False)
 
 
-def fit(old: Any, new: Any, label: str, *, shapes: bool = True, dtypes: bool = True) -> Any:
+def fit(old: Any, new: Any, label: str, *, shapes: bool | None = True, dtypes: bool = True) -> Any:
     """`new` as a replacement of `old`: the same structure, shapes and dtypes, or an error.
 
-    Without `shapes`, axes may have come, gone or moved; without `dtypes`, dtypes may differ.
+    Without `shapes`, axes may have come, gone or moved, and if it is None shapes may be any;
+    without `dtypes`, dtypes may differ.
     """
     old_leaves, old_treedef = jax.tree.flatten(old)
     new_leaves, new_treedef = jax.tree.flatten(new)
@@ -141,7 +142,7 @@ def fit(old: Any, new: Any, label: str, *, shapes: bool = True, dtypes: bool = T
         if not is_struct and (not isinstance(after, jax.Array) or is_ref(after)):
             after = jnp.asarray(after) if _is_arraylike(after) else _refuse(label, after)
         alike = after.shape == before.shape
-        if not alike and (shapes or not _adds_axes(before.shape, after.shape)):
+        if not (alike or shapes is None) and (shapes or not _adds_axes(before.shape, after.shape)):
             raise ValueError(misfit(label, "shape", old, new))
         if isinstance(after, struct):  # a skeleton's: its dtype is what it says
             if dtypes and after.dtype != before.dtype:

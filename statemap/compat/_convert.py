@@ -35,30 +35,7 @@ _KINDS: tuple[tuple[type, type[core.State]], ...] = (
 
 def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], States]:
     """A function of cells as a pure function of a context, for the functional core and for JAX's
-    own transforms.
-
-    ```python
-    import jax.numpy as jnp
-    import statemap as sm
-    from statemap import compat
-
-    class Counter(compat.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.count = compat.ShortTermState(jnp.zeros(3))
-
-        def update(self, x):
-            self.count.value = self.count.value + x
-            return self.count.value
-
-    counter = Counter()
-    step, states = compat.to_functional(counter)
-    mapped = sm.vmap2(step, state_in_axes={0: sm.ShortTermState})
-    out, states = mapped(states, jnp.arange(3.0))
-    assert counter.count.value.sum() == 0  # the cells are as they were
-    compat.from_functional(counter, states)
-    assert counter.count.value.tolist() == [0.0, 1.0, 2.0]
-    ```
+    own transforms; [the page on brainstate](../brainstate.md#port-piece-by-piece) shows it in use.
 
     **Arguments:**
 
@@ -90,7 +67,7 @@ def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], State
         kind = next(kind for base, kind in _KINDS if isinstance(cell, base))
         name = cell.name if names.count(cell.name) == 1 else None
         made[path] = kind(peek(cell), name=name, tag=next(iter(cell.tag or ()), None))
-    states = _context(made)
+    states = assemble(collect(made.items(), None))
 
     def pure(states: Any, *args: Any, **kwargs: Any) -> tuple[Any, States]:
         if not isinstance(states, States):
@@ -99,9 +76,8 @@ def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], State
                 "Wrong:  step(x)\n"
                 "Right:  out, states = step(states, x)"
             )
-        own = list(found.items())
-        values = [_to_cell(cell, states[path]) for path, cell in own]
-        frame = Frame([cell for _, cell in own], values)
+        values = [_to_cell(cell, states[path]) for path, cell in found.items()]
+        frame = Frame(list(found.values()), values)
         fn, args = (target, args) if callable(target) else (args[0], args[1:])
         out, new = run(fn, frame, *args, **kwargs)
         if frame.late:
@@ -111,7 +87,7 @@ def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], State
                 "afterwards; if `to_functional` could not find it, give it the cells: "
                 "`to_functional([...])`."
             )
-        paths = {cell: path for path, cell in own}
+        paths = {cell: path for path, cell in found.items()}
         return out, states.update({paths[c]: value for c, value in zip(frame.written, new)})
 
     pure.__name__ = getattr(target, "__name__", type(target).__name__)
@@ -119,13 +95,8 @@ def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], State
 
 
 def from_functional(target: Any, states: States) -> None:
-    """Writes the values of a context to the cells that [`statemap.compat.to_functional`][] made
-    it of: to all, or if one can't be written to none.
-
-    **Arguments:**
-
-    - `target`: what was given to `to_functional`.
-    - `states`: the context.
+    """Writes the values of a context to the cells of `target`, which
+    [`statemap.compat.to_functional`][] made it of: to all, or if one can't be written to none.
 
     **Raises:**
 
@@ -137,8 +108,8 @@ def from_functional(target: Any, states: States) -> None:
             f"The context has `{missing[0]}`, for which there is no cell. There are: "
             f"{', '.join(map(dotted, found))}."
         )
-    own = [(found[path], states[path]) for path, _ in states.items()]
-    write_all([cell for cell, _ in own], [_to_cell(cell, value) for cell, value in own])
+    cells = [found[path] for path, _ in states.items()]
+    write_all(cells, [_to_cell(c, states[path]) for c, (path, _) in zip(cells, states.items())])
 
 
 def _find(target: Any) -> dict[Path, State]:
@@ -171,11 +142,6 @@ def _refuse_installed(target: Any) -> None:
             "they would not be found. The bridge brings it in.\n"
             f"Wrong:  step, states = compat.to_functional({name})\n{way_in(x, name, then)}"
         )
-
-
-def _context(made: dict[Path, core.State]) -> States:
-
-    return assemble(collect(made.items(), None))
 
 
 def _to_cell(cell: State, value: Any) -> Any:

@@ -88,10 +88,6 @@ class Frame:
     """
 
     def __init__(self, cells: Sequence[Any] = (), values: Iterable[Any] = ()):
-        """**Arguments:**
-
-        - `cells`, `values`: those that the transform gives to the function.
-        """
         self._initial = dict(zip(cells, values))
         self.given = frozenset(self._initial)
         self.caches: contextlib.ExitStack | None = None
@@ -116,9 +112,11 @@ class Frame:
     def run(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
         """Runs a function in the frame.
 
-        JAX caches what its own transforms trace, by function. If such a function reads a cell,
-        the value of that moment would come back, in this run or in another. So then the run
-        starts again, with caches that are used no second time after a write.
+        JAX caches what its own transforms trace (a function given to `jax.lax.scan`, say), by
+        function. If it reads a cell, the value of that moment would come back, in this run or in
+        another. So then the run starts again, with caches that are used no second time after a
+        write. (To use such caches always would compile all anew in each call that is not compiled
+        as a whole, and to refuse such reads would refuse code that brainstate runs.)
         """
         try:
             with self:
@@ -178,11 +176,8 @@ def peek(cell: Any) -> Any:
 
 
 def read(cell: Any) -> Any:
-    """The value of a cell as the running function sees it.
-
-    **Raises:**
-
-    `TraceContextError` where the value would be compiled in, or is gone.
+    """The value of a cell as the running function sees it, or a `TraceContextError` where it would
+    be compiled in, or is gone.
     """
     frames = local.frames
     if len(frames) > cell._level:
@@ -214,15 +209,8 @@ def read(cell: Any) -> Any:
 
 
 def write(cell: Any, value: Any, *, restore: bool = False) -> None:
-    """Gives a cell another value, as the running function sees it.
-
-    **Arguments:**
-
-    - `restore`: do so without a note that the cell was written.
-
-    **Raises:**
-
-    `TraceContextError` if a tracer would be left in the cell.
+    """Gives a cell another value, as the running function sees it; with `restore` without a note
+    that it was written. It is a `TraceContextError` if a tracer would be left in the cell.
     """
     frames = local.frames
     framed = len(frames) > cell._level

@@ -41,12 +41,8 @@ class Program(NamedTuple):
     out_shape: Any  # of the output and the new values
 
     def __call__(self, values: Sequence[Any], *arguments: Any) -> tuple[Any, list[Any]]:
-        """The output, and the new values of `written`.
-
-        **Arguments:**
-
-        - `values`: of `cells`.
-        - `arguments`: those that were traced, or any pytree with the same leaves.
+        """The output, and the new values of `written`, for values of `cells` and the arguments that
+        were traced, or any pytree with the same leaves.
         """
         leaves = jax.tree.leaves((list(values), arguments))
         flat = eval_jaxpr(self.jaxpr.jaxpr, self.jaxpr.consts, *leaves)
@@ -96,12 +92,7 @@ calls = _Calls()
 
 
 def run(fn: Callable, frame: Frame, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
-    """Runs a function in a frame.
-
-    **Returns:**
-
-    Its output, and the new values of `frame.written`.
-    """
+    """Runs a function in a frame: its output, and the new values of `frame.written`."""
     out = frame.run(fn, *args, **kwargs)
     refuse_cells(out)
     new = [frame.values[cell] for cell in frame.written]
@@ -110,12 +101,8 @@ def run(fn: Callable, frame: Frame, *args: Any, **kwargs: Any) -> tuple[Any, lis
 
 
 def run_closed(fn: Callable, frame: Frame, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
-    """The same for a function that is to use the cells of the frame alone.
-
-    **Raises:**
-
-    `Late` if it uses others. It would have seen them as they are outside, so that what became of
-    it, an error perhaps, does not count.
+    """The same for a function that is to use the cells of the frame alone. If it uses others, it is
+    `Late`: it has seen these as they are outside, and what became of it, an error perhaps, is void.
     """
     try:
         out = run(fn, frame, *args, **kwargs)
@@ -204,12 +191,7 @@ def _holds_arrays(value: Any) -> bool:
 
 
 def arrays_of(cell: Any) -> Any:
-    """The value of a cell as an input of a program.
-
-    **Raises:**
-
-    `TypeError` if it holds something that is no array.
-    """
+    """The value of a cell as an input of a program; a `TypeError` if that is no array."""
     value = peek(cell)
     if value is not DEAD and not _holds_arrays(value):
         raise TypeError(
@@ -263,12 +245,7 @@ def split_static(
 
 
 def check_carry(cells: Sequence[Any], before: Sequence[Any], after: Sequence[Any], by: str):
-    """Refuses new values of another structure, shape or dtype, where a loop carries cells.
-
-    **Raises:**
-
-    `TypeError`, which names the cell.
-    """
+    """Refuses new values of another structure, shape or dtype, where a loop carries cells."""
     for cell, old, new in zip(cells, before, after):
         same = jax.tree.structure(old) == jax.tree.structure(new)
         if not same or any(

@@ -132,6 +132,33 @@ def test_only_cells_that_are_used_are_judged():
     assert sized().tolist() == [0, 2, 4]
 
 
+def test_a_call_that_is_refused_leaves_what_is_compiled():
+    model, runs = Two(), []
+    del model.other, model.count
+
+    def step(x):
+        runs.append(1)
+        return model(x)
+
+    adds = mapped(step)
+    adds(X)
+    with pytest.raises(ValueError, match="number of lanes differs"):
+        adds(jnp.arange(4.0))
+    assert adds(X).tolist() == (2 * X).tolist() and len(runs) == 1
+
+
+def test_errors_of_the_function_are_its_own():
+    cause = KeyError("a cause")
+
+    def fail(x):
+        model = Two()
+        raise ValueError(f"mine, `model.v` {model is None}") from cause
+
+    with pytest.raises(ValueError, match="mine, `model.v` False") as error:
+        mapped(fail)(X)
+    assert error.value.__cause__ is cause
+
+
 def test_what_only_cells_tell():
     model = Two()
     with pytest.raises(compat.BatchAxisError, match="`model.count`.* no axis 0"):

@@ -23,6 +23,7 @@ from .._lift import arrays_of, calls, Late, reachable, refuse_cells, run_closed
 from ._jit import by_name, from_start
 from ._policy import check_policy
 from ._prepared import (
+    axes_of_lanes,
     decode,
     encode,
     in_paths,
@@ -32,6 +33,7 @@ from ._prepared import (
     parse_axes,
     Prepared,
     Values,
+    Written,
 )
 
 
@@ -111,7 +113,7 @@ class StatefulMapping:
         self._prepared: Prepared | None = None
         self._is_narrow = False  # only the cells that the function was seen to use go in
         self._reads: set[Any] = set()
-        self._by_lane: dict[Any, int] = {}  # by the policy "auto", with the number of lanes
+        self._written: dict[Any, Written] = {}  # what the policy "auto" has found
         self._lane = _lane_of(fun, self._reads)
         core = self._core({}, {})  # so that what is wrong with an option shows now
         self.name: str = core.__name__
@@ -121,8 +123,10 @@ class StatefulMapping:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         while True:
             prepared, (out, program, values) = self._with(args, kwargs, "_run")
-            prepared.touch(program.changed)
-            if not program.special or not self._take_by_lane(prepared, program):
+            touched = prepared.touched
+            if len(touched) != len(prepared.used) or not touched.issuperset(program.changed):
+                prepared.touch(program.changed)
+            if not program.unexpected or not self._place(prepared, program):
                 break
         if program.special:
             out = prepared.core._finish(out, program)
@@ -161,7 +165,7 @@ class StatefulMapping:
 
     def _with(self, args: tuple, kwargs: dict[str, Any], method: str) -> tuple[Prepared, Any]:
         """Calls a method of the core's mapping with the values of the cells."""
-        first: Exception | None = None
+        before: tuple[Prepared, ValueError] | None = None
         while True:
             prepared = self._current()
             values = Values(prepared)
@@ -174,19 +178,23 @@ class StatefulMapping:
                     arrays_of(cell)
                 self._prepared = self._prepare([*prepared.cells, *late.cells])
             except ValueError as error:
-                # Before the function has run, it may be about a cell that it does not use. So then
-                # it gets those that it is seen to use.
-                if self._is_narrow or values.is_run or not prepared.cells:
-                    named = self._named(first if first and not prepared.cells else error, prepared)
-                    if named is error:
-                        raise
-                    raise named from None
-                first, self._is_narrow = self._named(error, prepared), True
-                self._prepared = self._prepare([prepared.cells[i] for i in prepared.touched])
+                if before is None and prepared.cells and not (values.is_run or self._is_narrow):
+                    # It may be about a cell that the function does not use. So now it gets those
+                    # that it is seen to use.
+                    before, self._is_narrow = (prepared, error), True
+                    self._prepared = self._prepare([prepared.cells[i] for i in prepared.touched])
+                    continue
+                shown = prepared, error
+                if before is not None:
+                    self._prepared, self._is_narrow = before[0], False
+                    shown = shown if prepared.cells else before
+                if (named := self._named(*shown)) is error:
+                    raise
+                raise named from None
             finally:
                 calls.stack.pop()
 
-    def _named(self, error: ValueError, prepared: Prepared) -> ValueError:
+    def _named(self, prepared: Prepared, error: ValueError) -> ValueError:
         """An error of the core, with the names that cells have themselves."""
         if isinstance(error, _BatchAxisError) and not isinstance(error, BatchAxisError):
             error = BatchAxisError.of(error)
@@ -201,8 +209,8 @@ class StatefulMapping:
         if prepared is None:
             prepared = self._prepared = self._prepare(())
         current = prepared.now()
-        of_lanes = {c for c in self._by_lane if self._has_lanes(c)} if self._by_lane else set()
-        if current is not prepared or prepared.by_lane != of_lanes:
+        by_lane = {c for c, w in self._written.items() if w.is_as_in(c)} if self._written else set()
+        if current is not prepared or prepared.by_lane != by_lane & set(prepared.cells):
             prepared = self._prepared = self._prepare(current.used)
         return prepared
 
@@ -218,6 +226,7 @@ class StatefulMapping:
         new.cells = list(dict.fromkeys([*found, *used]))
         new.use(new.cells)
         new.impls, new.by_lane = {}, set()
+        is_auto = self.unexpected_out_state_mapping == "auto"
         entries: list[Slot] = []
         taken: set[Any] = set()
         state_in: dict[Any, list[Any]] = {}
@@ -236,13 +245,16 @@ class StatefulMapping:
                 static = (*static, ("impl", impl))
                 if key.ndim == (0 if is_typed(key) else 1) and came != (None,):
                     came = goes = ()  # one key for all: each lane gets one of its own
-            elif not came and not goes and self._has_lanes(cell):
-                came = (0,)
-                new.by_lane.add(cell)
+            elif is_auto and not came and goes != (None,):
+                written = self._written.get(cell)
+                goes = (written.axis,) if written and written.axis != 0 else ()
+                if written and written.is_as_in(cell):
+                    came = goes = (written.axis,)
+                    new.by_lane.add(cell)
             for axes, spec in (came, state_in), (goes, state_out):
                 for axis in axes:
                     spec.setdefault(axis, []).append(path)
-            entries.append(Slot(path, kind_of(type(cell)), static, None, ()))
+            entries.append(Slot(path, kind_of(type(cell), is_auto), static, None, ()))
         axes_in, axes_out = self.state_in_axes, self.state_out_axes
         new.core = self._core(in_paths(state_in, axes_in), in_paths(state_out, axes_out))
         new.slots = intern_slots(tuple(entries))
@@ -254,29 +266,29 @@ class StatefulMapping:
             options["unexpected_out_state_mapping"] = "ignore"
         return self._make(self._lane, **options)
 
-    def _take_by_lane(self, prepared: Prepared, program: Program) -> bool:
-        """With the policy "auto", notes the cells that are read and written, each lane with a
-        value of its own. From now on they are taken lane by lane.
+    def _place(self, prepared: Prepared, program: Program) -> bool:
+        """With the policy "auto", notes the axes of what differs between lanes and no filter lists.
 
         **Returns:**
 
-        Whether one of them held such values already, so that the call has to be made again.
+        Whether the call has to be made again, with these axes.
         """
         if self.unexpected_out_state_mapping != "auto":
             return False
+        found = {i: row for i, row in enumerate(program.rows) if row.path in program.unexpected}
+        axes = axes_of_lanes(program, self.axis_name) if found else {}
         again = False
-        for cell, slot in zip(prepared.cells, prepared.slots.entries):
-            if dotted(slot.path) in program.unexpected and cell in self._reads:
-                self._by_lane[cell] = program.lanes
-                again |= self._has_lanes(cell)
+        for i in found:
+            cell = prepared.cells[i]
+            paths = prepared.discovery.paths.get(cell) or [()]
+            declared = match(self.state_out_axes, paths, cell)
+            (axis,) = declared or (axes[i],)
+            is_read = cell in self._reads and not declared
+            self._written[cell] = written = Written(program.lanes, axis, is_read)
+            again |= axis != 0 or written.is_as_in(cell)
+        if again:
+            self._prepared = self._prepare(prepared.used)
         return again
-
-    def _has_lanes(self, cell: Any) -> bool:
-        """Whether a cell that the policy has noted holds a value for each lane."""
-        if cell not in self._by_lane:
-            return False
-        shapes = [jax.numpy.shape(x) for x in jax.tree.leaves(peek(cell))]
-        return all(s[:1] == (self._by_lane[cell],) for s in shapes)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:

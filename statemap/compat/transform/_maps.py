@@ -30,29 +30,11 @@ def vmap2(
     """Maps a function that uses cells over lanes, as
     [`brainstate.transform.vmap2`](https://brainstate.readthedocs.io) does.
 
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import ShortTermState, transform
-    from statemap.compat.util.filter import OfType
-
-    counter = ShortTermState(jnp.zeros(3))
-
-    @transform.vmap2(
-        state_in_axes={0: OfType(ShortTermState)}, state_out_axes={0: OfType(ShortTermState)}
-    )
-    def accumulate(x):
-        counter.value = counter.value + x
-        return counter.value
-
-    assert accumulate(jnp.arange(3.0)).tolist() == [0.0, 1.0, 2.0]
-    assert counter.value.tolist() == [0.0, 1.0, 2.0]
-    ```
-
     It compiles by itself, and runs the function once for each combination of shapes and dtypes.
     By default `unexpected_out_state_mapping` is `"raise"`, see
     [`statemap.compat.transform.set_default_policy`][]; with `"auto"` the lanes that are written
-    to a cell which no filter matches go to axis 0, and a cell that is read and written and whose
-    first axis has the size of the map is taken lane by lane.
+    to a cell which no filter matches stay where `jax.vmap` has them, on axis 0 mostly, and a cell
+    that is read and written and has that axis with the size of the map is taken lane by lane.
 
     **Raises:**
 

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..._filters import InPaths
 from ..._mapping import StatefulMapping as CoreMapping
+from ..._program import Program
+from ..._signature import Static
 from ..._slots import Slots
 from ..._state import RandomState as _RandomKind, State as _CoreState
 from .._frames import peek, read, Stream, trace_state
@@ -25,10 +27,15 @@ class _Kind(_CoreState):
 
 
 @functools.cache
-def kind_of(cls: type) -> type[_CoreState]:
+def kind_of(cls: type, is_free: bool) -> type[_CoreState]:
+    """**Arguments:**
+
+    - `is_free`: whether a lane may give a value of any shape back.
+    """
     if issubclass(cls, Stream):
         return _RandomKind
-    return type(cls.__name__, (_Kind,), {"__module__": cls.__module__})
+    fixed = {"fixed_shape": None} if is_free else {}
+    return type(cls.__name__, (_Kind,), {"__module__": cls.__module__, **fixed})
 
 
 def is_typed(key: Any) -> bool:
@@ -61,8 +68,7 @@ class Prepared(Lifted):
     def touch(self, changed: Sequence[int]) -> None:
         """From now on the next call looks up the cells that this one has used."""
         self.touched.update(changed)
-        if len(self.touched) != len(self.used):
-            self.use([self.cells[i] for i in list(self.touched)])
+        self.use([self.cells[i] for i in list(self.touched)])
 
 
 class Values(Sequence[Any]):
@@ -116,6 +122,45 @@ def match(axes: dict[Any, Any], paths: list[Any], cell: Any) -> tuple[Any, ...]:
         if any(predicate(path, cell) for path in paths):
             return (axis,)
     return ()
+
+
+class Written(NamedTuple):
+    """What the policy "auto" knows of a cell to which lanes write values of their own."""
+
+    lanes: int
+    axis: int  # where these go
+    is_read: bool  # too, so that where it has lanes on that axis, it comes in so
+
+    def is_as_in(self, cell: Any) -> bool:
+        """Whether it comes in lane by lane."""
+        sizes = [jnp.shape(x)[self.axis :][:1] for x in jax.tree.leaves(peek(cell))]
+        return self.is_read and all(size == (self.lanes,) for size in sizes)
+
+
+def axes_of_lanes(program: Program, axis_name: Any) -> dict[int, int]:
+    """The axis, by the position of the state, on which `jax.vmap` has the lanes of what a lane's
+    program writes: 0 mostly, or where they were in what it is made of. brainstate leaves them.
+    """
+    lane, n = program._lane, program.lanes
+    axes = [axis for axis, used in zip(program._lane_axes(), program._used) if used]
+    found: dict[int, int] = {}
+
+    def one(arrays: list[Any]) -> int:
+        flat = iter(lane.run(arrays)[sum(not isinstance(o, Static) for o in program.outputs) :])
+        for i, (row, count) in enumerate(zip(program.rows, program._counts)):
+            if row.result in ("shared", "stacked", "reduced"):
+                dims = {getattr(next(flat), "batch_dim", None) for _ in range(count)}
+                found[i] = next(iter(dims)) or 0 if len(dims) == 1 else 0
+        return 0
+
+    def every(aval: Any, axis: int | None) -> Any:
+        at = 0 if axis is None else axis
+        lanes = () if axis is None else (n,)
+        return jax.ShapeDtypeStruct((*aval.shape[:at], *lanes, *aval.shape[at:]), aval.dtype)
+
+    mapped = jax.vmap(one, (axes,), None, axis_size=n, axis_name=axis_name)
+    jax.eval_shape(mapped, list(map(every, lane.avals, axes)))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
