@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr
 from .._jaxpr import dce_jaxpr, eval_jaxpr
 from ._cells import State
 from ._discover import Discovery
-from ._frames import DEAD, Frame, is_cell, local, peek, read, streams
+from ._frames import DEAD, Frame, is_cell, local, peek, read, Stream, streams, take_turn
 
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
@@ -92,7 +92,7 @@ def capture(
         frames: list[Frame] = []
 
         def program(values: Any, args: Any, kwargs: Any, cells: Any = cells, frames=frames) -> Any:
-            frames.append(Frame(cells, values))
+            frames.append(Frame(cells, values, open=not closed))
             return run(fn, frames[-1], *args, **kwargs)
 
         named = {} if axis_env is None else {"axis_env": axis_env}
@@ -156,8 +156,15 @@ def arrays_of(cell: State) -> Any:
     return value
 
 
-def read_all(cells: Sequence[State]) -> list[Any]:
-    """The values of cells, read as the running function would."""
+def read_all(cells: Sequence[State], *, streams: bool = True) -> list[Any]:
+    """The values of cells, read as the running function would.
+
+    **Arguments:**
+
+    - `streams`: whether there may be streams among them, for which to take the turn.
+    """
+    if streams and any(isinstance(cell, Stream) for cell in cells):
+        take_turn()
     if local.frames or local.recorders:
         return [read(cell) for cell in cells]
     if cells:

@@ -1,7 +1,6 @@
 """`RandomState`: a cell that holds a key, with the distributions as its methods."""
 
 import operator
-import threading
 from typing import Any, cast, SupportsIndex
 
 import jax
@@ -9,16 +8,12 @@ import jax.random as jr
 import numpy as np
 
 from .._cells import State
-from .._frames import Stream, streams
+from .._frames import in_turn, Stream, streams, take_turn
 from ._discrete import Discrete
 from ._keys import as_key, entropy, Seed
 from ._positive import Positive
 from ._real import Real
 from ._simple import Simple
-
-
-# Taking a key and leaving the next one is one step for all threads: two never draw the same.
-_LOCK = threading.RLock()
 
 
 class RandomState(Simple, Real, Positive, Discrete, Stream, State[jax.Array]):
@@ -50,9 +45,7 @@ class RandomState(Simple, Real, Positive, Discrete, Stream, State[jax.Array]):
     def _value(self) -> Any:
         # `DEFAULT` is made on import, when JAX must not start yet: its devices may still be set up.
         value = vars(self)["_value"]
-        if isinstance(value, np.ndarray):
-            value = vars(self)["_value"] = as_key(value)
-        return value
+        return as_key(value) if isinstance(value, np.ndarray) else value
 
     @_value.setter
     def _value(self, value: Any) -> None:
@@ -71,6 +64,7 @@ class RandomState(Simple, Real, Positive, Discrete, Stream, State[jax.Array]):
         """Begins the stream anew, from a key or seed."""
         self.value = as_key(key)
 
+    @in_turn
     def split_key(self, n: SupportsIndex | None = None, backup: bool = False) -> jax.Array:
         """Takes keys from the stream. All draws do so.
 
@@ -88,14 +82,14 @@ class RandomState(Simple, Real, Positive, Discrete, Stream, State[jax.Array]):
         `TypeError` or `ValueError` if `n` is no positive whole number.
         """
         count = 1 if n is None else positive(n)
-        with _LOCK:
-            before = self.value
-            keys = jr.split(before, count + 1)
-            if backup:
-                self.backup_key()
-            self.value = keys[0]
+        take_turn()
+        keys = jr.split(self.value, count + 1)
+        if backup:
+            self.backup_key()
+        self.value = keys[0]
         return keys[1] if n is None else keys[1:]
 
+    @in_turn
     def self_assign_multi_keys(self, n: SupportsIndex, backup: bool = True) -> None:
         """Makes the value an array of `n` keys, one a lane.
 
@@ -105,11 +99,11 @@ class RandomState(Simple, Real, Positive, Discrete, Stream, State[jax.Array]):
         - `backup`: whether to keep the key that there was, for `restore_key`.
         """
         count = positive(n)
-        with _LOCK:
-            keys = jr.split(self.value, count)
-            if backup:
-                self.backup_key()
-            self.value = keys
+        take_turn()
+        keys = jr.split(self.value, count)
+        if backup:
+            self.backup_key()
+        self.value = keys
 
     def backup_key(self) -> None:
         """Keeps the key, for `restore_key`.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..._cache import Cache
 from ..._programs import abstract, CacheKey
 from .._cells import State
-from .._frames import Frame, local, write_all
+from .._frames import Frame, in_turn, local, write_all
 from .._lift import arrays_of, capture, Program, read_all, run
 from ._jit import _numbers
 
@@ -160,6 +160,7 @@ class StatefulFunction:
         kept = [None if self.return_only_write else value for value in state_vals]
         return tuple(after.get(c, k) for c, k in zip(program.cells, kept)), out
 
+    @in_turn
     def jaxpr_call_auto(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates the jaxpr, and writes the new values to the cells."""
         program = self._program(args, kwargs)
@@ -318,11 +319,12 @@ def checkpoint(
     nums = _numbers(static_argnums, "static_argnums")
     options: dict[str, Any] = {"policy": policy, "static_argnums": nums}
 
+    @in_turn
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
         frames: list[Frame] = []
 
         def pure(*args: Any, **kwargs: Any) -> Any:
-            frames.append(Frame())
+            frames.append(Frame(open=True))
             return run(fun, frames[-1], *args, **kwargs)
 
         out, new = jax.checkpoint(pure, prevent_cse=prevent_cse, **options)(*args, **kwargs)

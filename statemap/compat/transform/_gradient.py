@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._cells import State
-from .._frames import Frame, is_cell, peek, write_all
+from .._frames import Frame, in_turn, is_cell, peek, write_all
 from .._lift import arrays_of, read_all, run
 
 
@@ -58,13 +58,14 @@ class GradientTransform:
         self.check_states = check_states
         self.debug_nan = debug_nan
 
+    @in_turn
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         own = [c for i, c in enumerate(self.cells) if c not in self.cells[:i]]
         written: tuple[State, ...] = ()
 
         def pure(values: list[Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
             nonlocal written
-            frame = Frame(own, values)
+            frame = Frame(own, values, open=True)
             out, new = run(self.target, frame, *args, **kwargs)
             written = tuple(frame.written)
             missing = [c for c in own if c not in frame.read and c not in frame.written]

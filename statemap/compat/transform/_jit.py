@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from .._frames import write_all
+from .._frames import end_turn, in_turn, local, write_all
 from ._jitted import Jitted
 from ._settings import variant
 
@@ -47,15 +47,22 @@ class JittedFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if jax.config.jax_disable_jit:  # pyright: ignore
             return self.origin_fun(*args, **kwargs)
-        cells, (out, new, written) = self._call("__call__", args, kwargs)
-        if new:
-            write_all([cells[i] for i in written.value], new)
-        return out
+        before = local.lock
+        try:
+            cells, (out, new, written) = self._call("__call__", args, kwargs)
+            if new:
+                write_all([cells[i] for i in written.value], new)
+            return out
+        finally:  # as `in_turn`, which is one more call
+            if local.lock is not before:
+                end_turn()
 
+    @in_turn
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The lowered program, from the values of cells and the arguments."""
         return self._call("lower", args, kwargs)[1]
 
+    @in_turn
     def trace(self, *args: Any, **kwargs: Any) -> jax.stages.Traced:
         """The traced program."""
         return self._call("trace", args, kwargs)[1]
@@ -64,6 +71,7 @@ class JittedFunction:
         """The compiled program."""
         return self.lower(*args, **kwargs).compile()
 
+    @in_turn
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """The shapes and dtypes of the output."""
         return self._call("eval_shape", args, kwargs)[1][0]

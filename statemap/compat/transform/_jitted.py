@@ -75,7 +75,8 @@ class Jitted(Variant):
                 pending.cells = cells
                 pending.program = program if program and program.cells == cells else None
                 try:
-                    return cells, getattr(self._jitted, method)(read_all(cells), *args, **kwargs)
+                    values = read_all(cells, streams=roster.draws)
+                    return cells, getattr(self._jitted, method)(values, *args, **kwargs)
                 except Late as late:
                     roster = self._enlist(late.cells)
         finally:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._frames import read, write_all
+from .._frames import in_turn, read, write_all
 from .._lift import capture, check_carry, Program, read_all
 from ._progress import ProgressBar, with_progress
 
@@ -118,6 +118,7 @@ class _Step:
         return carry, self.__wrapped__(*xs)
 
 
+@in_turn
 def _scan(
     f: Callable, init: Any, xs: Any, length: int | None, pbar: Any, name: str, **options: Any
 ) -> tuple[Any, Any]:
@@ -223,6 +224,7 @@ def bounded_while_loop(
     return _while(cond_fun, body_fun, init_val, loop)
 
 
+@in_turn
 def _while(cond_fun: Callable, body_fun: Callable, init_val: Any, loop: Callable) -> Any:
     if not (callable(cond_fun) and callable(body_fun)):
         raise TypeError("`while_loop` takes two functions, `cond_fun` and `body_fun`.")
@@ -338,6 +340,7 @@ def ifelse(
     return switch(index, branches, *operands)
 
 
+@in_turn
 def _branch(index: Any, branches: Sequence[Callable[..., Any]], operands: tuple, name: str) -> Any:
     programs = [capture(branch, operands, closed=False) for branch in branches]
     written = tuple(dict.fromkeys(cell for p in programs for cell in p.written))

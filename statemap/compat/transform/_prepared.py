@@ -15,7 +15,7 @@ from ..._slots import Slots
 from ..._state import RandomState as _RandomKind, State as _CoreState
 from .._cells import State
 from .._discover import Discovery, Edge
-from .._frames import peek, read, Stream, trace_state
+from .._frames import peek, read, Stream, take_turn, trace_state
 from ..util.filter import to_predicate
 
 
@@ -88,8 +88,10 @@ class Values(Sequence[Any]):
     def __getitem__(self, i: Any) -> Any:
         cell = self.prepared.cells[i]
         self.prepared.touched.add(i)
-        value = read(cell)
-        return encode(cell, value) if cell in self.prepared.impls else value
+        if cell not in self.prepared.impls:
+            return read(cell)
+        take_turn()
+        return encode(cell, read(cell))
 
     def __iter__(self) -> Iterator[Any]:
         values = [peek(cell) for cell in self.prepared.cells]

@@ -5,6 +5,7 @@ from typing import Any
 
 from .._cells import State
 from .._discover import Discovery, Edge, unchanged
+from .._frames import Stream
 
 
 Identity = tuple[Any, ...]  # what a cell is equal by when another takes its place
@@ -22,6 +23,7 @@ class Roster:
         self.fn = fn
         self.cells = tuple(cells)
         self.identities = tuple(_identity(discovery, cell) for cell in self.cells)
+        self.draws = any(isinstance(cell, Stream) for cell in self.cells)
         self.edges: list[Edge] = discovery.edges(self.cells)
 
     @property

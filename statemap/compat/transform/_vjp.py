@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from .._cells import State
-from .._frames import Frame, is_cell, write_all
+from .._frames import Frame, in_turn, is_cell, write_all
 from .._lift import run
 from ._gradient import GradientTransform
 
@@ -82,6 +82,7 @@ def vjp(
     return (result[0], vjp_fn, result[1]) if has_aux else (result, vjp_fn)
 
 
+@in_turn
 def jvp(
     fun: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool = False
 ) -> tuple[Any, ...]:
@@ -104,7 +105,7 @@ def jvp(
 
     def pure(*args: Any) -> tuple[Any, Any]:
         nonlocal written
-        frame = Frame()
+        frame = Frame(open=True)
         out, new = run(fun, frame, *args)
         written = tuple(frame.written)
         return (out[0], (out[1], new)) if has_aux else (out, (None, new))
