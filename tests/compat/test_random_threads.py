@@ -3,7 +3,6 @@
 import concurrent.futures
 import threading
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
