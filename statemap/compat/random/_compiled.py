@@ -80,11 +80,9 @@ def von_mises(key, kappa, shape, dtype):
         keep = (y * (2 - y) >= v) | (jnp.log(y / v) + 1 >= y)
         return i + 1, key, kept | keep, angle, w
 
-    def going(carry):
-        return (carry[0] < 100) & ~jnp.all(carry[2])
-
     zero = jnp.zeros(shape, dtype)
     start = (0, key, jnp.zeros(shape, bool), zero, zero)
+    going = lambda carry: (carry[0] < 100) & ~jnp.all(carry[2])
     *_, angle, w = lax.while_loop(going, propose, start)
     anywhere = jr.uniform(flat, shape, dtype, -np.pi, np.pi)
     return jnp.where(kappa <= 0, anywhere, jnp.sign(angle) * jnp.arccos(w))
@@ -139,15 +137,13 @@ def logseries(key, p, shape, dtype):
         first = log_p - jnp.log(-jnp.log1p(-p))
         target = jnp.log(jr.uniform(key, (), calc, tiny, below_one))
 
-        def going(carry):
-            return target > carry[2]
-
         def next(carry):
             k, log_mass, log_sum = carry
             log_mass = log_mass + log_p + jnp.log(k) - jnp.log(k + 1)
             return k + 1, log_mass, jnp.logaddexp(log_sum, log_mass)
 
-        return lax.while_loop(going, next, (jnp.ones((), calc), first, first))[0]
+        start = (jnp.ones((), calc), first, first)
+        return lax.while_loop(lambda carry: target > carry[2], next, start)[0]
 
     return jax.vmap(sample)(jr.split(key, p.size), p).astype(dtype).reshape(shape)
 
@@ -159,18 +155,11 @@ def zipf(key, a, shape, dtype):
     target = jr.uniform(key, shape, calc, jnp.finfo(calc).tiny, 1)
 
     def sample(a, target):
-        total = zeta(a, jnp.ones((), calc))
-
-        def going(carry):
-            return (target > carry[1]) & (carry[0] <= 1_000_000)
-
-        def next(carry):
-            return carry[0] + 1, reached(carry[0] + 1)
-
-        def reached(k):
-            return 1 - zeta(a, k + 1) / total
-
         one = jnp.ones((), calc)
+        total = zeta(a, one)
+        reached = lambda k: 1 - zeta(a, k + 1) / total
+        going = lambda carry: (target > carry[1]) & (carry[0] <= 1_000_000)
+        next = lambda carry: (carry[0] + 1, reached(carry[0] + 1))
         return lax.while_loop(going, next, (one, reached(one)))[0]
 
     drawn = jax.vmap(sample)(_full(a, shape, calc).ravel(), target.ravel())
