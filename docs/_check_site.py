@@ -18,7 +18,7 @@ EXPECTED = {
     "compat": ("compat.State", "compat.to_functional"),
     "compat_transform": ("compat.transform.vmap2", "compat.transform.StatefulMapping"),
     "compat_nn": ("compat.nn.Module", "compat.nn.Map"),
-    "compat_random": ("compat.random.RandomState", "compat.random.normal"),
+    "compat_random": ("compat.random.RandomState", "compat.random.seed"),
     "compat_environ": ("compat.environ.get",),
     "compat_util": ("compat.util.OfType",),
 }

@@ -7,10 +7,11 @@ values from the frame, and nothing of the run is left in the cells.
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeGuard
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import jax
 import jax.core
@@ -28,9 +29,13 @@ class _Local(threading.local):
         self.catchers: list[Any] = []  # of `catch_new_states`
         self.recorders: list[Any] = []  # `StateTraceStack`s
         self.tree_checks = [False]  # of `check_state_value_tree`
+        self.lock: Any = None  # that of the streams, while it is this thread's turn
 
 
 local = _Local()
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Cell:
@@ -75,6 +80,45 @@ def is_cell(x: Any) -> TypeGuard[Any]:
 
 streams: list[Any] = []  # the global ones, from which any function may draw
 
+# Held from when a key is read till the next one is written, so that no two threads use the same.
+# One for all streams: those that a call uses can't be waited for in two orders.
+LOCK: Any = threading.RLock()
+
+
+def take_turn() -> None:
+    """Waits till no other thread uses streams. It is this thread's turn then, till the call that
+    is going on (the outermost `in_turn`) is done.
+
+    Only a frame that is open takes a key from outside. In others the key is an input, which was
+    read before; and while they are traced, other threads may be waiting for what is traced.
+    """
+    if local.lock is None and all(frame.open for frame in local.frames):
+        lock = LOCK
+        lock.acquire()
+        local.lock = lock
+
+
+def end_turn() -> None:
+    """Lets other threads use streams, unless a call around this one is not done yet."""
+    if local.lock is not None and not local.frames:
+        lock, local.lock = local.lock, None
+        lock.release()
+
+
+def in_turn(fn: Callable[P, R]) -> Callable[P, R]:
+    """Makes a function that may take the turn give it back, on errors too."""
+
+    @functools.wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        before = local.lock
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            if local.lock is not before:
+                end_turn()
+
+    return call
+
 
 def has_tracer(value: Any) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value))
@@ -87,7 +131,16 @@ class Frame:
     number hold its values; in the others it does not exist yet.
     """
 
-    def __init__(self, cells: Sequence[Any] = (), values: Iterable[Any] = ()):
+    def __init__(
+        self, cells: Sequence[Any] = (), values: Iterable[Any] = (), *, open: bool = False
+    ):
+        """**Arguments:**
+
+        - `cells`, `values`: those that the transform gives to the function.
+        - `open`: whether values of others are used, too. If not, the function starts again with
+            all that it needs.
+        """
+        self.open = open
         self._initial = dict(zip(cells, values))
         self.given = frozenset(self._initial)
         self.caches: contextlib.ExitStack | None = None
@@ -191,6 +244,10 @@ def read(cell: Any) -> Any:
                 frame.reads_first.add(cell)
             if cell in frame.values:
                 break
+        else:
+            if isinstance(cell, Stream) and cell._level == 0:
+                take_turn()
+                value = cell._value
     else:
         value = cell._value
         if not frames and cell._trace != trace_state():

@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr
 from .._jaxpr import dce_jaxpr, eval_jaxpr
 from .._settings import Read, reads
 from ._discover import Discovery, Edge, unchanged
-from ._frames import DEAD, Frame, is_cell, local, peek, read, streams
+from ._frames import DEAD, Frame, is_cell, local, peek, read, Stream, streams, take_turn
 
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
@@ -67,6 +67,7 @@ class Lifted:
         self.used = tuple(dict.fromkeys(cells))
         self.places = [self.discovery.places.get(cell) for cell in self.used]  # None: not found
         self.edges: list[Edge] = self.discovery.edges(self.used)
+        self.draws = any(isinstance(cell, Stream) for cell in self.used)
 
     def now(self) -> "Lifted":
         """Itself, or if the cells are no longer where they were, the function with those that are
@@ -140,7 +141,7 @@ def capture(
         frames: list[Frame] = []
 
         def program(values: Any, args: Any, kwargs: Any, cells: Any = cells, frames=frames) -> Any:
-            frames.append(Frame(cells, values))
+            frames.append(Frame(cells, values, open=not closed))
             return run(fn, frames[-1], *args, **kwargs)
 
         with reads() as settings:
@@ -201,8 +202,12 @@ def arrays_of(cell: Any) -> Any:
     return value
 
 
-def read_all(cells: Sequence[Any]) -> list[Any]:
-    """The values of cells, read as the running function would."""
+def read_all(cells: Sequence[Any], *, streams: bool = True) -> list[Any]:
+    """The values of cells, read as the running function would. With `streams`, there may be
+    streams among them, for which to take the turn.
+    """
+    if streams and any(isinstance(cell, Stream) for cell in cells):
+        take_turn()
     if local.frames or local.recorders:
         return [read(cell) for cell in cells]
     if cells:

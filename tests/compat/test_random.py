@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from statemap.compat import environ, random
+from statemap.compat.random import _table
 
 
 SEEDING = """seed set_key get_key get_key_data default_rng split_key split_keys seed_context
@@ -378,16 +379,25 @@ def test_a_traced_number_of_trials():
 def test_documented(name):
     fn = getattr(random, name)
     doc = inspect.getdoc(fn)
-    assert doc and fn.__name__ == name and fn.__module__.startswith("statemap.compat.random")
-    if "The same as" in doc or name.startswith(("split_keys", "set_key")):
-        return
-    for parameter in inspect.signature(fn).parameters:
-        assert f"`{parameter}`" in doc or f"`*{parameter}`" in doc
-    assert ("**Raises:**" in doc) == ("`ValueError`" in doc or "`TypeError`" in doc)
+    assert doc and fn.__name__ == fn.__qualname__ == name
+    assert fn.__module__.startswith("statemap.compat.random")
+    if name in DRAWN:
+        method = getattr(random.RandomState, name)
+        assert (method.__name__, method.__qualname__) == (name, f"RandomState.{name}")
+        assert inspect.getdoc(method) == doc
+        assert fn.__module__ == method.__module__ == "statemap.compat.random"
+        assert f"[`brainstate.random.{name}`](https://brainstate.readthedocs.io)" in doc
+        needs = [match for n, _, match in OUTSIDE if n == name]
+        assert ("`ValueError`" in doc) == bool(needs)
+
+
+def test_the_table_lists_all_that_it_holds():
+    made = {name for name, value in vars(_table).items() if hasattr(value, "__signature__")}
+    assert made == set(_table.__all__) == set(DRAWN)
 
 
 def test_signatures():
-    assert str(inspect.signature(random.rand)).startswith("(*dn: int, key: Any = None")
+    assert str(inspect.signature(random.rand)).startswith("(*dn, key=None, dtype=None) ->")
     method, function = random.RandomState.beta, random.beta
     assert list(inspect.signature(function).parameters) == ["a", "b", "size", "key", "dtype"]
     assert list(inspect.signature(method).parameters)[1:] == ["a", "b", "size", "key", "dtype"]

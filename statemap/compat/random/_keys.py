@@ -12,28 +12,11 @@ import numpy as np
 Seed = Any  # an int, a typed key, or the two uint32 words of a key
 
 
-def is_typed(key: Any) -> bool:
-    """Whether this is a key (or an array of keys) as `jax.random.key` makes it."""
-    return isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-
-
 def as_key(seed: Seed) -> jax.Array:
-    """The typed key that a seed stands for.
-
-    **Arguments:**
-
-    - `seed`: an integer, of any size; a typed key, or an array of them; or the two `uint32` words
-        of a key, as `jax.random.PRNGKey` gives them.
-
-    **Returns:**
-
-    A typed key. That of a concrete seed is concrete, also under `jax.jit`.
-
-    **Raises:**
-
-    `TypeError` for anything else.
+    """The typed key that a seed stands for. That of a concrete seed is concrete, also under
+    `jax.jit`.
     """
-    if is_typed(seed):
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return seed
     if isinstance(seed, jax.core.Tracer):
         return _make(seed)

@@ -1,194 +1,230 @@
-"""What is compiled as one piece, as it is in brainstate: else the last bits would differ.
+"""How the numbers are drawn, in the steps and to the bit of brainstate.
 
-Each of these draws from a key, for parameters that broadcast to `shape`.
+Each of these is given a key, the parameters of the distribution, the shape and the dtype.
 """
 
-import functools
+import operator
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax import lax
-from jax.scipy.special import zeta
 
-from ._draw import DType, float_dtype, int_dtype, Param
-
-
-Shape = tuple[int, ...]
-_compiled = functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+from .. import environ
+from . import _compiled as compiled
 
 
-@_compiled
-def f(key: jax.Array, dfnum: Param, dfden: Param, shape: Shape, dtype: DType) -> jax.Array:
-    dfnum, dfden = _full(dfnum, shape, dtype), _full(dfden, shape, dtype)
-    above, below = jr.split(key)
-    numerator = 2 * jr.gamma(above, 0.5 * dfnum, shape, dtype) / dfnum
-    return numerator / (2 * jr.gamma(below, 0.5 * dfden, shape, dtype) / dfden)
-
-
-def noncentral_chisquare(
-    keys: jax.Array, df: Param, nonc: Param, shape: Shape, dtype: DType
-) -> jax.Array:
-    """Not compiled as one piece by itself, but where it is a part of `noncentral_f`."""
-    twice = 2 * jr.poisson(keys[0], 0.5 * nonc, shape, int_dtype()).astype(dtype)
-    normal = jr.normal(keys[1], shape, dtype) + jnp.sqrt(nonc)
-    many = df > 1
-    central = jnp.where(many, df - 1, df + twice)
-    chisquare = 2 * jr.gamma(keys[2], 0.5 * central, shape, dtype)
-    return jnp.where(many, chisquare + normal * normal, chisquare)
-
-
-@_compiled
-def noncentral_f(
-    key: jax.Array, dfnum: Param, dfden: Param, nonc: Param, shape: Shape, dtype: DType
-) -> jax.Array:
-    dfnum, dfden, nonc = (lax.convert_element_type(x, dtype) for x in (dfnum, dfden, nonc))
-    above, below = jr.split(key)
-    numerator = noncentral_chisquare(jr.split(above, 3), dfnum, nonc, shape, dtype) / dfnum
-    return numerator / (2 * jr.gamma(below, 0.5 * dfden, shape, dtype) / dfden)
-
-
-@_compiled
-def power(key: jax.Array, a: Param, shape: Shape, dtype: DType) -> jax.Array:
-    tiny = jnp.finfo(dtype).tiny
-    inverse = jnp.reciprocal(jnp.maximum(_full(a, shape, dtype), tiny))
-    return jnp.power(jr.uniform(key, shape, dtype, tiny, 1), inverse)
-
-
-# Below which concentration the von Mises distribution is that of one over its root.
-_SMALL_KAPPA = {"float16": 1.8e-1, "float32": 2e-2, "float64": 1.2e-4}
-
-
-@_compiled
-def von_mises(key: jax.Array, kappa: Param, shape: Shape, dtype: DType) -> jax.Array:
-    """Around 0, by Best and Fisher (1979): angles are proposed, and most are kept."""
-    small = _SMALL_KAPPA.get(jnp.dtype(dtype).name)
-    if small is None:
-        raise ValueError(
-            f"`vonmises` draws float16, float32 or float64, not {jnp.dtype(dtype).name}."
-        )
-    kappa = jnp.broadcast_to(kappa, shape)
-    flat, key = jr.split(key)
-    r = 1 + jnp.sqrt(1 + 4 * kappa**2)
-    rho = (r - jnp.sqrt(2 * r)) / (2 * kappa)
-    s = jnp.where(kappa > small, (1 + rho**2) / (2 * rho), 1 / kappa)
-
-    def propose(carry: Any) -> Any:
-        i, key, kept, _, w = carry
-        angle_key, keep_key, key = jr.split(key, 3)
-        angle = jr.uniform(angle_key, shape, dtype, -1, 1)
-        z = jnp.cos(np.pi * angle)
-        w = jnp.where(kept, w, (1 + s * z) / (s + z))
-        y = kappa * (s - w)
-        v = jr.uniform(keep_key, shape, dtype)
-        keep = (y * (2 - y) >= v) | (jnp.log(y / v) + 1 >= y)
-        return i + 1, key, kept | keep, angle, w
-
-    def going(carry: Any) -> jax.Array:
-        return (carry[0] < 100) & ~jnp.all(carry[2])
-
-    zero = jnp.zeros(shape, dtype)
-    start = (0, key, jnp.zeros(shape, bool), zero, zero)
-    *_, angle, w = lax.while_loop(going, propose, start)
-    anywhere = jr.uniform(flat, shape, dtype, -np.pi, np.pi)
-    return jnp.where(kappa <= 0, anywhere, jnp.sign(angle) * jnp.arccos(w))
-
-
-@functools.partial(jax.jit, static_argnames=("trials", "shape"))
-def multinomial(key: jax.Array, n: Param, pvals: Param, trials: int, shape: Shape) -> jax.Array:
-    """Draws an outcome for each of `trials`, and counts the first `n` of them."""
-    edges = jnp.cumsum(pvals, axis=-1)
-    outcome = jnp.sum(edges < jr.uniform(key, (trials, *shape, 1)), axis=-1)
-    is_trial = jnp.arange(trials).reshape(-1, *(1 for _ in shape)) < n
-    is_outcome = outcome[..., None] == jnp.arange(edges.shape[-1])
-    return jnp.sum(is_trial[..., None] & is_outcome, axis=0)
-
-
-@_compiled
-def hypergeometric(
-    key: jax.Array, ngood: Param, nbad: Param, nsample: Param, shape: Shape, dtype: DType
-) -> jax.Array:
-    """Draws one after the other."""
-    calc = _calculation_dtype()
-
-    def sample(key: jax.Array, good: jax.Array, bad: jax.Array, draws: jax.Array) -> jax.Array:
-        def one(_: Any, carry: Any) -> Any:
-            key, left_good, left = carry
-            key, now = jr.split(key)
-            share = left_good.astype(calc) / left.astype(calc)
-            is_good = jr.uniform(now, (), calc) < share
-            return key, left_good - is_good.astype(dtype), left - jnp.ones((), dtype)
-
-        _, left_good, _ = lax.fori_loop(
-            0, jnp.minimum(draws, good + bad).astype(int), one, (key, good, good + bad)
-        )
-        return good - left_good
-
-    counts = [jnp.maximum(_full(x, shape, dtype), 0).ravel() for x in (ngood, nbad, nsample)]
-    keys = jr.split(key, counts[0].size + 1)[1:]
-    return jax.vmap(sample)(keys, *counts).reshape(shape)
-
-
-@_compiled
-def logseries(key: jax.Array, p: Param, shape: Shape, dtype: DType) -> jax.Array:
-    """Goes up from 1, adding the probabilities, till their sum reaches a uniform number. It does
-    so with logarithms.
+def cast(param, dtype) -> Any:
+    """A parameter in the dtype of what is drawn. What is NumPy's stays so: where NumPy divides by
+    a number, JAX multiplies by its reciprocal, and brainstate leaves it to either likewise.
     """
-    calc = _calculation_dtype()
-    tiny = jnp.finfo(calc).tiny
-    below_one = np.nextafter(np.ones((), calc), np.zeros((), calc))
-    p = _full(_full(p, shape, float_dtype()), shape, calc).ravel()
-    p = jnp.clip(p, tiny, below_one)
-
-    def sample(key: jax.Array, p: jax.Array) -> jax.Array:
-        log_p = jnp.log(p)
-        first = log_p - jnp.log(-jnp.log1p(-p))
-        target = jnp.log(jr.uniform(key, (), calc, tiny, below_one))
-
-        def going(carry: Any) -> jax.Array:
-            return target > carry[2]
-
-        def next(carry: Any) -> Any:
-            k, log_mass, log_sum = carry
-            log_mass = log_mass + log_p + jnp.log(k) - jnp.log(k + 1)
-            return k + 1, log_mass, jnp.logaddexp(log_sum, log_mass)
-
-        return lax.while_loop(going, next, (jnp.ones((), calc), first, first))[0]
-
-    return jax.vmap(sample)(jr.split(key, p.size), p).astype(dtype).reshape(shape)
+    asarray = np.asarray if isinstance(param, (np.ndarray, np.generic)) else jnp.asarray
+    return asarray(param, dtype)
 
 
-@_compiled
-def zipf(key: jax.Array, a: Param, shape: Shape, dtype: DType) -> jax.Array:
-    """Goes up from 1, till the distribution function reaches a uniform number."""
-    calc = _calculation_dtype()
-    target = jr.uniform(key, shape, calc, jnp.finfo(calc).tiny, 1)
-
-    def sample(a: jax.Array, target: jax.Array) -> jax.Array:
-        total = zeta(a, jnp.ones((), calc))
-
-        def going(carry: Any) -> jax.Array:
-            return (target > carry[1]) & (carry[0] <= 1_000_000)
-
-        def next(carry: Any) -> Any:
-            return carry[0] + 1, reached(carry[0] + 1)
-
-        def reached(k: jax.Array) -> jax.Array:
-            return 1 - zeta(a, k + 1) / total
-
-        one = jnp.ones((), calc)
-        return lax.while_loop(going, next, (one, reached(one)))[0]
-
-    drawn = jax.vmap(sample)(_full(a, shape, calc).ravel(), target.ravel())
-    return drawn.astype(dtype).reshape(shape)
+def fits(fn, shape, *shapes):
+    """Refuses a shape that the parameters do not broadcast to."""
+    try:
+        full = jnp.broadcast_shapes(shape, *shapes)
+    except ValueError:
+        full = None
+    if full != shape:
+        raise ValueError(
+            f"`{fn}` has parameters of shapes {', '.join(map(str, shapes))}, which do not "
+            f"broadcast to `size={shape}`. Leave `size` out to have the shape they broadcast to."
+        )
 
 
-def _full(x: Param, shape: Shape, dtype: DType) -> jax.Array:
-    return jnp.broadcast_to(lax.convert_element_type(x, dtype), shape)
+def moved(drawn, loc, scale):
+    if scale is not None:
+        drawn = drawn * scale
+    return drawn if loc is None else drawn + loc
 
 
-def _calculation_dtype() -> np.dtype:
-    """The widest float there is: float64 only if JAX has been told to have it."""
-    return jax.dtypes.canonicalize_dtype(np.float64)
+def placed(standard):
+    """A distribution with a place and a scale, of a standard one."""
+    return lambda key, loc, scale, shape, dtype: moved(standard(key, shape, dtype), loc, scale)
+
+
+def uniform(key, low, high, shape, dtype):
+    return jr.uniform(key, shape, dtype, low, high)
+
+
+def truncated_normal(key, lower, upper, loc, scale, shape, dtype):
+    lower, upper, loc, scale = (cast(x, dtype) for x in (lower, upper, loc, scale))
+    root = np.sqrt(2).astype(dtype)
+
+    def edge(bound):
+        """`erf` of a bound, by way of the distribution function: it decides the last bits."""
+        return 2 * ((1 + lax.erf((bound - loc) / scale / root)) / 2) - 1
+
+    above, below = np.array([-np.inf, np.inf], dtype)
+    low, high = jnp.nextafter(edge(lower), below), jnp.nextafter(edge(upper), above)
+    drawn = lax.erf_inv(jr.uniform(key, shape, dtype, low, high)) * scale * root + loc
+    low = jnp.nextafter(lax.stop_gradient(lower), below)
+    return jnp.clip(drawn, low, jnp.nextafter(lax.stop_gradient(upper), above))
+
+
+def vonmises(key, mu, kappa, shape, dtype):
+    mu, kappa = cast(mu, dtype), cast(kappa, dtype)
+    around = compiled.von_mises(key, kappa, shape or kappa.shape, dtype) + mu
+    return (around + np.pi) % (2 * np.pi) - np.pi
+
+
+def lognormal(key, mean, sigma, shape, dtype):
+    mean, sigma = (x if x is None else cast(x, dtype) for x in (mean, sigma))
+    return jnp.exp(moved(jr.normal(key, shape, dtype), mean, sigma))
+
+
+def t(keys, df, shape, dtype):
+    """The distribution of `standard_t`, from other keys."""
+    half = cast(df, dtype) / 2
+    fits("t", shape, half.shape)
+    return jr.normal(keys[0], shape, dtype) * jnp.sqrt(half / jr.gamma(keys[1], half, shape, dtype))
+
+
+def chisquare(key, df, shape, dtype):
+    return 2.0 * jr.gamma(key, 0.5 * cast(df, dtype), shape, dtype)
+
+
+def exponential(key, scale, shape, dtype):
+    drawn = jr.exponential(key, shape, dtype)
+    return drawn if scale is None else drawn * cast(scale, dtype)
+
+
+def gamma(key, a, scale, shape, dtype):
+    return moved(jr.gamma(key, a, shape, dtype), None, scale)
+
+
+def pareto(key, a, shape, dtype):
+    return jr.pareto(key, cast(a, dtype), shape, dtype)
+
+
+def rayleigh(key, scale, shape, dtype):
+    return moved(jnp.sqrt(-2.0 * jnp.log(jr.uniform(key, shape, dtype))), None, scale)
+
+
+def noncentral_chisquare(keys, df, nonc, shape, dtype):
+    return compiled.noncentral_chisquare(keys, cast(df, dtype), cast(nonc, dtype), shape, dtype)
+
+
+def wald(key, mean, scale, shape, dtype):
+    mean, scale = cast(mean, dtype), cast(scale, dtype)
+    normal_key, uniform_key = jr.split(key)
+    square = jnp.square(jr.normal(normal_key, shape, dtype))
+    # The smaller root of the quadratic equation by Michael, Schucany and Haas (1976), over the
+    # mean: 1 + (1 - sqrt(1 + c)) * 2 / c, in a form that loses no digits.
+    c = 4 * scale / (mean * square)
+    finite = c < jnp.inf
+    c = jnp.where(finite, c, 1)
+    root = jnp.expm1(0.5 * jnp.log1p(c)) / (1 + jnp.sqrt(c + 1))
+    root = mean * jnp.where(finite, root, 1)
+    smaller = jr.uniform(uniform_key, shape, dtype) <= mean / (mean + root)
+    return jnp.where(smaller, root, jnp.square(mean) / root)
+
+
+def weibull(key, a, shape, dtype, fn="weibull"):
+    fits(fn, shape, jnp.shape(a))
+    return jnp.power(-jnp.log1p(-jr.uniform(key, shape, dtype)), 1.0 / a)
+
+
+def weibull_min(key, a, scale, shape, dtype):
+    return moved(weibull(key, a, shape, dtype, "weibull_min"), None, scale)
+
+
+def binomial(key, n, p, shape, dtype):
+    return jnp.asarray(jr.binomial(key, n, p, shape), dtype)
+
+
+def geometric(key, p, shape, dtype):
+    drawn = jr.uniform(key, shape, environ.dftype())
+    return jnp.asarray(jnp.floor(jnp.log1p(-drawn) / jnp.log1p(-p)) + 1, dtype)
+
+
+def negative_binomial(keys, n, p, shape, dtype):
+    odds = jnp.exp(-(jnp.log(p) - jnp.log1p(-p)))
+    rate = jr.gamma(keys[0], n, shape, environ.dftype()) * odds
+    return jr.poisson(keys[1], rate, rate.shape, dtype)
+
+
+def randint(key, low, high, shape, dtype):
+    low, high = (0, low) if high is None else (low, high)
+    return jr.randint(key, shape, low, high, dtype)
+
+
+def random_integers(key, low, high, shape, dtype):
+    low, high = (1, low) if high is None else (low, high)
+    return jr.randint(key, shape, low, high + 1, dtype)
+
+
+def dirichlet(key, alpha, shape, dtype):
+    return jr.dirichlet(key, alpha, shape or (), dtype)
+
+
+def orthogonal(key, n, shape, dtype):
+    return jr.orthogonal(key, operator.index(n), shape or (), dtype)
+
+
+def multivariate_normal(key, mean, cov, method, shape, dtype):
+    mean, cov = cast(mean, dtype), cast(cov, dtype)
+    if mean.ndim == 0 or cov.shape[-2:] != mean.shape[-1:] * 2:
+        raise ValueError(
+            "`multivariate_normal` takes `mean` of shape (..., n) and `cov` of shape (..., n, n). "
+            f"These came with the shapes {mean.shape} and {cov.shape}."
+        )
+    if shape is not None:
+        fits("multivariate_normal", shape, mean.shape[:-1], cov.shape[:-2])
+    if method not in ("cholesky", "eigh", "svd"):
+        raise ValueError(f"`method` is 'cholesky', 'eigh' or 'svd', not {method!r}.")
+    return jr.multivariate_normal(key, mean, cov, shape, dtype, method=method)
+
+
+def multinomial(key, n, pvals, shape, dtype):
+    if isinstance(n, jax.core.Tracer):
+        raise ValueError(
+            "`n` of `multinomial` decides how much is computed, and can't be traced. Make it a "
+            "static argument."
+        )
+    shape = jnp.broadcast_shapes(jnp.shape(pvals)[:-1], jnp.shape(n)) + (shape or ())
+    return jnp.asarray(compiled.multinomial(key, n, pvals, int(np.max(n)), shape), dtype)
+
+
+def choice(key, a, replace, p, shape):
+    """From what JAX has no arrays of, such as strings, NumPy's elements."""
+    shape = shape or ()
+    if not isinstance(a, np.ndarray) or a.dtype.kind in "biufc":
+        return jr.choice(key, a, shape, replace, p)
+    chosen = jr.choice(key, len(a), shape, replace, p)
+    if isinstance(chosen, jax.core.Tracer):
+        raise TypeError(
+            f"`choice` from an array of dtype {a.dtype} can't be traced. Choose numbers, "
+            "`choice(len(a), ...)`, and look the elements up outside."
+        )
+    return a[np.asarray(chosen)]
+
+
+def rand_like(key, array, dtype):
+    return jr.uniform(key, jnp.shape(array), environ.dftype()).astype(_dtype_like(array, dtype))
+
+
+def randn_like(key, array, dtype):
+    return jr.normal(key, jnp.shape(array), environ.dftype()).astype(_dtype_like(array, dtype))
+
+
+def randint_like(key, array, low, high, dtype):
+    high = jnp.max(array) if high is None else high
+    drawn = jr.randint(key, jnp.shape(array), low, high, environ.ditype())
+    return drawn.astype(_dtype_like(array, dtype))
+
+
+def _dtype_like(array, dtype):
+    if dtype is not None:
+        return dtype
+    if hasattr(array, "dtype"):
+        return jax.dtypes.canonicalize_dtype(array.dtype)
+    if isinstance(array, bool):
+        return bool
+    return environ.ditype() if isinstance(array, int) else environ.dftype()

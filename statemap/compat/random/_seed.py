@@ -1,4 +1,4 @@
-"""The global stream: seeds, keys and contexts."""
+"""The global stream: seeds, keys and contexts. All are as those of `brainstate.random`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +12,15 @@ from ._keys import as_key, Seed
 from ._state import DEFAULT, positive, RandomState
 
 
+__all__ = ["seed", "set_key", "get_key", "get_key_data", "default_rng", "split_key", "split_keys"]
+__all__ += ["seed_context", "restore_key", "self_assign_multi_keys", "clone_rng"]
+
+
 def seed(seed_or_key: Seed = None) -> None:
-    """Begins the global stream anew, and that of NumPy's global generator.
+    """Begins the global stream anew, and that of NumPy's global generator, which is seeded with
+    the first word of the key. `None` takes entropy from the system, and leaves NumPy alone.
 
-    **Arguments:**
-
-    - `seed_or_key`: an int, a typed key or the two words of one. NumPy is seeded with the first
-        word, which for an int is its low 32 bits. `None` takes entropy from the system, and
-        leaves NumPy alone.
-
-    **Raises:**
-
-    `TypeError` if it is no seed; `ValueError` for an array of keys. Nothing is changed then.
+    A `TypeError` if it is no seed, or a `ValueError` for an array of keys, changes nothing.
     """
     if seed_or_key is None:
         DEFAULT.set_key(np.random.default_rng().integers(0, 2**32, size=2, dtype=np.uint32))
@@ -43,21 +40,7 @@ def seed(seed_or_key: Seed = None) -> None:
 
 @contextmanager
 def seed_context(seed_or_key: Seed) -> Iterator[None]:
-    """Seeds the global stream and NumPy's for a while, and then puts both back.
-
-    **Arguments:**
-
-    - `seed_or_key`: as for `seed`. With `None`, NumPy is seeded too.
-
-    ```python
-    from statemap.compat import random
-
-    with random.seed_context(42):
-        x = random.rand(3)
-    with random.seed_context(42):
-        assert (x == random.rand(3)).all()
-    ```
-    """
+    """Seeds the global stream and NumPy's (with `None` too) for a while, and puts both back."""
     key, generator = DEFAULT.value, np.random.get_state()
     try:
         seed(int(np.random.default_rng().integers(2**32)) if seed_or_key is None else seed_or_key)
@@ -68,12 +51,7 @@ def seed_context(seed_or_key: Seed) -> Iterator[None]:
 
 
 def set_key(seed_or_key: Seed) -> None:
-    """Begins the global stream anew, and leaves NumPy alone.
-
-    **Arguments:**
-
-    - `seed_or_key`: an int, a typed key, an array of keys, or the two words of a key.
-    """
+    """Begins the global stream anew, and leaves NumPy alone. An array of keys is one a lane."""
     DEFAULT.set_key(seed_or_key)
 
 
@@ -88,13 +66,7 @@ def get_key_data() -> jax.Array:
 
 
 def split_key(n: SupportsIndex | None = None, backup: bool = False) -> jax.Array:
-    """Takes keys from the global stream.
-
-    **Arguments:**
-
-    - `n`: how many; by default a single one, without an axis.
-    - `backup`: whether to keep the key that there was, for `restore_key`.
-    """
+    """Takes keys from the global stream: [`statemap.compat.random.RandomState.split_key`][]."""
     return DEFAULT.split_key(n, backup)
 
 
@@ -104,43 +76,23 @@ def split_keys(n: SupportsIndex, backup: bool = False) -> jax.Array:
 
 
 def self_assign_multi_keys(n: SupportsIndex, backup: bool = True) -> None:
-    """Makes the value of `DEFAULT` an array of `n` keys, one a lane.
-
-    **Arguments:**
-
-    - `n`: how many.
-    - `backup`: whether to keep the key that there was, for `restore_key`.
-    """
+    """Makes the value of `DEFAULT` an array of `n` keys, one a lane."""
     DEFAULT.self_assign_multi_keys(n, backup)
 
 
 def restore_key() -> None:
-    """Goes back to the key that `backup=True` kept.
-
-    **Raises:**
-
-    `ValueError` if none is kept.
-    """
+    """Goes back to the key that `backup=True` kept, or raises a `ValueError` without one."""
     DEFAULT.restore_key()
 
 
 def default_rng(seed_or_key: Seed = None) -> RandomState:
-    """A random state.
-
-    **Arguments:**
-
-    - `seed_or_key`: the seed of one of its own; by default this is `DEFAULT` itself.
-    """
+    """A random state with this seed; without one, `DEFAULT` itself."""
     return DEFAULT if seed_or_key is None else RandomState(seed_or_key)
 
 
 def clone_rng(seed_or_key: Seed = None, clone: bool = True) -> RandomState:
-    """A random state of its own.
-
-    **Arguments:**
-
-    - `seed_or_key`: its seed; by default its key is taken from the global stream.
-    - `clone`: without a seed, whether to do so; if not, this is `DEFAULT` itself.
+    """A random state with this seed; without one, it begins with a key from the global stream, or
+    with `clone=False` is `DEFAULT` itself.
     """
     if seed_or_key is not None:
         return RandomState(seed_or_key)

@@ -12,7 +12,7 @@ from ..._exact import exact
 from ..._jaxpr import eval_jaxpr
 from ..._programs import abstract, CacheKey as Abstract
 from .._catch import StateTraceStack
-from .._frames import Frame, peek, write_all
+from .._frames import Frame, in_turn, peek, write_all
 from .._lift import arrays_of, capture, read_all, refuse_cells, run
 
 
@@ -155,6 +155,7 @@ class StatefulFunction:
         out, new = run(self.fun, frame, *args, **kwargs)
         return self._returned(cells, state_vals, frame.written, new), out
 
+    @in_turn
     def jaxpr_call_auto(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates the jaxpr, and writes the new values to the cells."""
         if jax.config.jax_disable_jit:  # pyright: ignore

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._frames import Frame, is_cell, write_all
+from .._frames import Frame, in_turn, is_cell, write_all
 from .._lift import run
 from ..random import split_key
 from ..random._keys import as_key
@@ -185,6 +185,7 @@ def _normal(key: jax.Array, size: tuple[int, ...], like: Any) -> jax.Array:
     return jax.random.normal(key, (*size, *jnp.shape(like)), dtype)
 
 
+@in_turn
 def vjp(
     fun: Callable, *primals: Any, grad_states: Any = None, argnums: Nums = 0, has_aux: bool = False
 ) -> tuple[Any, ...]:
@@ -217,6 +218,7 @@ def vjp(
     return (out, vjp_fn, aux) if has_aux else (out, vjp_fn)
 
 
+@in_turn
 def jvp(
     fun: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool = False
 ) -> tuple[Any, ...]:
@@ -227,7 +229,7 @@ def jvp(
     frames: list[Frame] = []
 
     def pure(*args: Any) -> tuple[Any, Any]:
-        frames.append(Frame())
+        frames.append(Frame(open=True))
         out, new = run(fun, frames[-1], *args)
         return (out[0], (out[1], new)) if has_aux else (out, (None, new))
 

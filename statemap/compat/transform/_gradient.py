@@ -7,7 +7,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from .._frames import Frame, is_cell, write_all
+from .._frames import Frame, in_turn, is_cell, write_all
 from .._lift import arrays_of, read_all, run
 
 
@@ -64,6 +64,7 @@ class GradientTransform:
         self.check_states = check_states
         self.debug_nan = debug_nan
 
+    @in_turn
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pure, point, frames = self.at(args, kwargs)
         derive = self.transform(pure, argnums=self.positions, has_aux=True, **self.params)
@@ -102,7 +103,7 @@ class GradientTransform:
             every = list(args)
             for i, value in zip(several, (chosen,) if isinstance(nums, int) else chosen):
                 every[i] = value
-            frames.append(Frame(own, values.values))
+            frames.append(Frame(own, values.values, open=True))
             out, new = run(self.target, frames[-1], *every, **kwargs)
             self._check_used(own, frames[-1])
             if not self.has_aux:

@@ -11,7 +11,7 @@ import jax
 from ..._pickle import Reference
 from ..._settings import now, Read, reads
 from ..._signature import Static
-from .._frames import Frame, write_all
+from .._frames import end_turn, Frame, in_turn, local, write_all
 from .._lift import (
     arrays_of,
     calls,
@@ -76,15 +76,22 @@ class JittedFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if jax.config.jax_disable_jit:  # pyright: ignore
             return self.origin_fun(*args, **kwargs)
-        cells, (out, new, written) = self._call("__call__", args, kwargs)
-        if new:
-            write_all([cells[i] for i in written.value], new)
-        return out
+        before = local.lock
+        try:
+            cells, (out, new, written) = self._call("__call__", args, kwargs)
+            if new:
+                write_all([cells[i] for i in written.value], new)
+            return out
+        finally:  # as `in_turn`, which is one more call
+            if local.lock is not before:
+                end_turn()
 
+    @in_turn
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The lowered program, from the values of cells and the arguments."""
         return self._call("lower", args, kwargs)[1]
 
+    @in_turn
     def trace(self, *args: Any, **kwargs: Any) -> jax.stages.Traced:
         """The traced program."""
         return self._call("trace", args, kwargs)[1]
@@ -93,6 +100,7 @@ class JittedFunction:
         """The compiled program."""
         return self.lower(*args, **kwargs).compile()
 
+    @in_turn
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """The shapes and dtypes of the output."""
         return self._call("eval_shape", args, kwargs)[1][0]
@@ -118,7 +126,7 @@ class JittedFunction:
             calls.stack.append((lifted, own))
             try:
                 key = now(settings) if settings else ()
-                values = read_all(cells)
+                values = read_all(cells, streams=lifted.draws)
                 return cells, getattr(jitted, method)(key, values, *args, **kwargs)
             except Late as late:
                 jitted, lifted = self._use(late.cells, late.settings)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._frames import local, outer_value, read, write_all
+from .._frames import in_turn, local, outer_value, read, write_all
 from .._lift import capture, check_carry, Program, read_all
 from ._progress import ProgressBar, with_progress
 
@@ -128,6 +128,7 @@ def checkpointed_for_loop(
     return _scan("checkpointed_for_loop", f, None, xs, length, pbar, loop, rows=True)[1]
 
 
+@in_turn
 def _scan(
     name: str, f: Callable, init: Any, xs: Any, length: int | None, pbar: Any, loop: Callable,
     rows: bool = False,
@@ -217,6 +218,7 @@ def bounded_while_loop(
     return _while(cond_fun, body_fun, jax.tree.map(jnp.asarray, init_val), loop)
 
 
+@in_turn
 def _while(cond_fun: Callable, body_fun: Callable, init_val: Any, loop: Callable) -> Any:
     if not (callable(cond_fun) and callable(body_fun)):
         raise TypeError("`while_loop` takes two functions, `cond_fun` and `body_fun`.")
@@ -288,6 +290,7 @@ def ifelse(
     return _branch("ifelse", index, branches, operands)
 
 
+@in_turn
 def _branch(name: str, index: Any, branches: Sequence[Callable], operands: tuple) -> Any:
     if len(branches) == 1:
         return branches[0](*operands)

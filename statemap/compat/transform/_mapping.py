@@ -18,7 +18,7 @@ from ..._slots import intern_slots, Slot
 from ..._states import make_states, States
 from ..._values import dotted
 from .._errors import BatchAxisError
-from .._frames import Frame, peek, Stream, write_all
+from .._frames import end_turn, Frame, in_turn, local, peek, Stream, write_all
 from .._lift import arrays_of, calls, Late, reachable, refuse_cells, run_closed
 from ._jit import by_name, from_start
 from ._policy import check_policy
@@ -121,22 +121,28 @@ class StatefulMapping:
         self.static_argnames: tuple[str, ...] = tuple(sorted(core._options.static_argnames))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        while True:
-            prepared, (out, program, values) = self._with(args, kwargs, "_run")
-            touched = prepared.touched
-            if len(touched) != len(prepared.used) or not touched.issuperset(program.changed):
-                prepared.touch(program.changed)
-            if not program.unexpected or not self._place(prepared, program):
-                break
-        if program.special:
-            out = prepared.core._finish(out, program)
-        if values:
-            cells = [prepared.cells[i] for i in program.changed]
-            if impls := prepared.impls:
-                values = [decode(c, v, impls.get(c)) for c, v in zip(cells, values)]
-            write_all(cells, values)
-        return out
+        before = local.lock
+        try:
+            while True:
+                prepared, (out, program, values) = self._with(args, kwargs, "_run")
+                touched = prepared.touched
+                if len(touched) != len(prepared.used) or not touched.issuperset(program.changed):
+                    prepared.touch(program.changed)
+                if not program.unexpected or not self._place(prepared, program):
+                    break
+            if program.special:
+                out = prepared.core._finish(out, program)
+            if values:
+                cells = [prepared.cells[i] for i in program.changed]
+                if impls := prepared.impls:
+                    values = [decode(c, v, impls.get(c)) for c, v in zip(cells, values)]
+                write_all(cells, values)
+            return out
+        finally:  # as `in_turn`, which is one more call
+            if local.lock is not before:
+                end_turn()
 
+    @in_turn
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """What a call with these arguments does with each cell, as
         [`statemap.StatefulMapping.plan`][].
@@ -144,10 +150,12 @@ class StatefulMapping:
         prepared, program = self._with(args, kwargs, "_program")
         return prepared.core._plan_of(program)
 
+    @in_turn
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The lowered program, as [`statemap.StatefulMapping.lower`][]."""
         return self._with(args, kwargs, "_traced")[1].lower()
 
+    @in_turn
     def get_arg_cache_key(self, *args: Any, **kwargs: Any) -> Hashable:
         """What a call with these arguments is compiled for."""
         prepared, _ = self._with(args, kwargs, "_traced")

@@ -167,8 +167,9 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
 
     With a `batch_size` it is [`statemap.compat.transform.vmap2`][] instead, so many rows at a
     time, with the policy `"auto"`: no row sees what another has written; a value that is written
-    to a cell in each row has the rows on axis 0 afterwards, and a cell that has a value for each
-    row, and is read and written, is taken row by row. What is the same in all rows is written once.
+    to a cell in each row has the rows where `jax.vmap` has them, on axis 0 mostly, and a cell that
+    has a value for each row, and is read and written, is taken row by row. What is the same in all
+    rows is written once.
     """
     shapes = [jnp.shape(x) for x in jax.tree.leaves(xs)]
     if not shapes or len({shape[:1] for shape in shapes}) != 1 or shapes[0] == ():

@@ -14,7 +14,7 @@ from ..._program import Program
 from ..._signature import Static
 from ..._slots import Slots
 from ..._state import RandomState as _RandomKind, State as _CoreState
-from .._frames import peek, read, Stream, trace_state
+from .._frames import peek, read, Stream, take_turn, trace_state
 from .._lift import Lifted
 from ..util.filter import to_predicate
 
@@ -87,8 +87,10 @@ class Values(Sequence[Any]):
     def __getitem__(self, i: Any) -> Any:
         cell = self.prepared.cells[i]
         self.prepared.touched.add(i)
-        value = read(cell)
-        return encode(cell, value) if cell in self.prepared.impls else value
+        if cell not in self.prepared.impls:
+            return read(cell)
+        take_turn()
+        return encode(cell, read(cell))
 
     def __iter__(self) -> Iterator[Any]:
         # Inside another trace, nothing may be done to a value of this one.

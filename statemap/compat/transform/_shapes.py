@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .._frames import Frame, local, trace_state, write_all
+from .._frames import Frame, in_turn, local, trace_state, write_all
 from .._lift import capture, read_all, run
 from ._missing import left_out, MISSING
 
@@ -57,11 +57,12 @@ def checkpoint(
         return lambda f: checkpoint(f, prevent_cse=prevent_cse, **options)
 
     @functools.wraps(fun, updated=())
+    @in_turn
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
         frames: list[Frame] = []
 
         def pure(*args: Any, **kwargs: Any) -> Any:
-            frames.append(Frame())
+            frames.append(Frame(open=True))
             return run(fun, frames[-1], *args, **kwargs)
 
         out, new = jax.checkpoint(pure, prevent_cse=prevent_cse, **options)(*args, **kwargs)
@@ -90,6 +91,7 @@ def shard_map(
         return jax.device_put(value, NamedSharding(mesh, spec))
 
     @functools.wraps(fun, updated=())
+    @in_turn
     def mapped(*args: Any, **kwargs: Any) -> Any:
         if isinstance(in_specs, PartitionSpec) or not isinstance(in_specs, (tuple, list)):
             of_args = (in_specs,) * len(args)
