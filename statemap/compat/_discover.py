@@ -125,13 +125,17 @@ def _steps(obj: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
                         yield None, None, value, None
 
 
+walked: list[type] = []  # classes of libraries whose objects may hold cells
+
+
 @functools.cache
 def _is_walked(cls: type) -> bool:
     """Whether the attributes of an object may hold cells: its class is the user's own, or is
-    derived from one of the shim's.
+    derived from one of the shim's, or of `walked`.
     """
-    bases = (base.__module__ for base in cls.__mro__)
-    return not _is_library(cls.__module__) or any(m.startswith("statemap.compat") for m in bases)
+    if not _is_library(cls.__module__) or issubclass(cls, tuple(walked)):
+        return True
+    return any(base.__module__.startswith("statemap.compat") for base in cls.__mro__)
 
 
 def _function_steps(fn: types.FunctionType) -> Iterator[tuple[Any, Any, Any, Any]]:

@@ -51,6 +51,15 @@ class Cell:
         if local.frames:
             local.frames[-1].created.append(self)
 
+    @property
+    def _held(self) -> Any:
+        """What it holds itself. A function under a transform sees what its frame holds."""
+        return vars(self)["_value"]
+
+    @_held.setter
+    def _held(self, value: Any) -> None:
+        vars(self)["_value"] = value
+
     def _receive(self, value: Any) -> None:
         write(self, value)
         self._been_writen = True
@@ -110,8 +119,8 @@ class Frame:
     def __exit__(self, kind: type | None, error: BaseException | None, tb: TracebackType | None):
         local.frames.pop()
         for cell in self.created:
-            if has_tracer(cell._value):
-                cell._value = DEAD
+            if has_tracer(cell._held):
+                cell._held = DEAD
 
     def run(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
         """Runs a function in the frame.
@@ -169,7 +178,7 @@ DEAD = _Dead()
 
 def outer_value(cell: Any, depth: int) -> Any:
     """The value of a cell as the first `depth` frames have it."""
-    return local.frames[depth - 1].get(cell) if depth > cell._level else cell._value
+    return local.frames[depth - 1].get(cell) if depth > cell._level else cell._held
 
 
 def peek(cell: Any) -> Any:
@@ -197,7 +206,7 @@ def read(cell: Any) -> Any:
             if cell in frame.values:
                 break
     else:
-        value = cell._value
+        value = cell._held
         if not frames and cell._trace != trace_state():
             if is_staged():
                 _refuse(cell, "read", "Its value would be compiled in, and stay as it is now.")
@@ -231,14 +240,15 @@ def write(cell: Any, value: Any, *, restore: bool = False) -> None:
         if framed or cell._level == 0:
             _refuse(cell, "written", "A tracer would be left in it.")
     for recorder in local.recorders:
-        recorder.write_its_value(cell)
+        note = recorder.read_its_value if restore else recorder.write_its_value
+        note(cell)
     if framed:
         frames[-1].values[cell] = value
         frames[-1].renew_caches()
         if not restore:
             frames[-1].written[cell] = None
     else:
-        cell._value = value
+        cell._held = value
 
 
 def write_all(cells: Sequence[Any], values: Sequence[Any]) -> None:

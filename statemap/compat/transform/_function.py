@@ -12,7 +12,7 @@ from ..._programs import abstract, CacheKey
 from .._cells import State
 from .._frames import Frame, local, write_all
 from .._lift import arrays_of, capture, Program, read_all, run
-from ._jit import _numbers
+from ._jit import _numbers, is_missing
 
 
 class StatefulFunction:
@@ -287,7 +287,7 @@ def eval_shape(f: Callable, *args: Any, return_state_shapes: bool = False, **kwa
     arrays, made, used = jax.eval_shape(pure, args, kwargs)
     frame = frames[-1]
     for cell, value in zip(frame.created, made):
-        cell._value, cell._level = value, len(local.frames)
+        cell._held, cell._level = value, len(local.frames)
     out = jax.tree.unflatten(treedefs[-1], [v for _, v in sorted({**arrays, **others}.items())])
     cells = [*frame.read, *(c for c in frame.written if c not in frame.read)]
     return (dict(zip(cells, used)), out) if return_state_shapes else out
@@ -311,7 +311,7 @@ def checkpoint(
 
     Those of `jax.checkpoint`.
     """
-    if fun is None:
+    if fun is None or is_missing(fun):
         return lambda f: checkpoint(
             f, prevent_cse=prevent_cse, policy=policy, static_argnums=static_argnums
         )

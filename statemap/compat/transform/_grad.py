@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ._gradient import GradientTransform, Hessian
-from ._jit import MISSING
+from ._jit import is_missing, MISSING
 
 
 def grad(
@@ -162,7 +162,7 @@ def hessian(
 
 
 def _make(cls: type, fun: Any, transform: Callable, *options: Any, **kwargs: Any) -> Any:
-    if fun is MISSING:
+    if is_missing(fun):
         return lambda fun: cls(fun, transform, *options, **kwargs)
     return cls(fun, transform, *options, **kwargs)
 

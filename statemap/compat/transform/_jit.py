@@ -19,6 +19,11 @@ class _Missing:
 MISSING: Any = _Missing()
 
 
+def is_missing(x: Any) -> bool:
+    """Whether an argument is left out; brainstate has a class for what stands for it."""
+    return x is MISSING or type(x).__name__ == "Missing"
+
+
 class JittedFunction:
     """What [`statemap.compat.transform.jit`][] returns: a function with the arguments of
     `origin_fun`.
@@ -131,7 +136,7 @@ def jit(
     - `name`: what profiles call it.
     - The others are those of `jax.jit`.
     """
-    if fun is MISSING:
+    if is_missing(fun):
         options = {k: v for k, v in locals().items() if k not in ("fun", "kwargs")}
         return functools.partial(jit, **options, **kwargs)
     if not callable(fun):
@@ -141,14 +146,14 @@ def jit(
         _numbers(donate_argnums, "donate_argnums"),
     )
     options: dict[str, Any] = {"donate_argnums": tuple(n + 1 for n in donated), **kwargs}
-    if in_shardings is not MISSING and in_shardings is not None:
+    if not is_missing(in_shardings) and in_shardings is not None:
         if not isinstance(in_shardings, (tuple, list)):
             raise NotImplementedError(
                 "`in_shardings` is a tuple with an entry for each argument, since the values of "
                 f"the cells go in before them, not {in_shardings!r}."
             )
         options["in_shardings"] = (None, *in_shardings)
-    if out_shardings is not MISSING and out_shardings is not None:
+    if not is_missing(out_shardings) and out_shardings is not None:
         options["out_shardings"] = (out_shardings, None, None)
     given = {"donate_argnames": donate_argnames, "device": device, "backend": backend}
     options |= {k: v for k, v in given.items() if v is not None}

@@ -9,7 +9,7 @@ import jax
 from ... import _pmap, _vmap
 from .._cells import State
 from .._frames import is_cell
-from ._jit import MISSING
+from ._jit import is_missing, MISSING
 from ._mapping import StatefulMapping
 from ._policy import check_policy
 from ._prepared import parse_axes
@@ -17,7 +17,7 @@ from ._prepared import parse_axes
 
 def _mapped(fn: Any, factory: Callable[..., Any], again: Callable, given: dict[str, Any], **o: Any):
     """A mapping made by a function of the core, or a decorator that makes one."""
-    if fn is MISSING:
+    if is_missing(fn):
         return functools.partial(again, **given)
     mapping = object.__new__(StatefulMapping)
     policy = check_policy(o.pop("unexpected_out_state_mapping"))
@@ -142,7 +142,7 @@ def vmap(
     - The others are those of `vmap2`.
     """
     given = {k: v for k, v in locals().items() if k != "fn"}
-    if fn is MISSING:
+    if is_missing(fn):
         return functools.partial(vmap, **given)
     options: Any = {k: v for k, v in given.items() if k not in ("in_states", "out_states")}
     axes = {"state_in_axes": _by_axis(in_states), "state_out_axes": _by_axis(out_states)}

@@ -12,7 +12,7 @@ from .._catch import catch_new_states
 from .._cells import State
 from .._errors import BatchAxisError
 from .._frames import local, trace_state, Unbatched
-from ._jit import MISSING
+from ._jit import is_missing, MISSING
 from ._loops import scan
 from ._mapping import StatefulMapping
 from ._maps import pmap2, vmap2
@@ -126,7 +126,7 @@ def vmap_new_states(
         )
     if axis_size is not None and axis_size <= 0:
         raise ValueError(f"`axis_size` is a positive number of lanes, not {axis_size}.")
-    if fun is MISSING:
+    if is_missing(fun):
         return functools.partial(vmap_new_states, **given)
     names = {"axis_name": axis_name, "axis_size": axis_size, "spmd_axis_name": spmd_axis_name}
     make = functools.partial(vmap2, in_axes=in_axes, **names)
@@ -170,7 +170,7 @@ def _in_lanes(
         value = next(shared_ if axis is None else lanes_)
         if axis:
             value = jax.tree.map(lambda x, a=axis, c=cell: _move(x, a, c), value)
-        cell._value, cell._level = value, len(local.frames)
+        cell._held, cell._level = value, len(local.frames)
         cell._trace = trace_state()
         by_axis.setdefault(axis, []).append(cell)
     return out, by_axis

@@ -1,0 +1,193 @@
+"""What is private in brainstate: all of it that the layers use, in one place.
+
+Tried with brainstate 0.5.4.
+"""
+
+import functools
+import importlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import _discover, _frames
+from .._frames import Cell, local, peek, Stream, Unbatched
+from ._patches import Patches
+
+
+# Not by name: type checkers run without it, and know little of it.
+bs: Any = importlib.import_module("brainstate")
+_state: Any = importlib.import_module("brainstate._state")
+
+
+def cells(patches: Patches) -> None:
+    """Makes brainstate's States cells of the shim.
+
+    A state keeps its value in `vars(state)["_value"]`, where `copy`, pickle and the graph look
+    for it. Its methods take `self._value`, which is now the value in the frame.
+    """
+    State, RandomState = _state.State, bs.random.RandomState
+    patches.add_base(State, Cell)
+    patches.add_base(RandomState, Stream)
+    patches.add_base(_state.NonBatchState, Unbatched)
+    patches.set(State, "_value", property(peek, _put))
+    patches.set(State, "_trace", property(_trace, _set_trace))
+    patches.set(State, "_born", _born)
+    patches.set(State, "_receive", _receive)
+    patches.set(RandomState, "_held", property(_held, _hold))
+    patches.set(State, "_write_value", _write)
+    patches.wrap(State, "_check_tracer_write_outside_trace", _outside_of_frames)
+    for name in ("copy", "replace"):
+        patches.wrap(State, name, _copying)
+    patches.wrap(State, "copy_from", _copying_from)
+    patches.wrap(_state.TreefyState, "to_state", _making)
+    others = {}
+    for name, new in (
+        ("record_state_init", _making_note(_state.record_state_init)),
+        ("record_state_value_read", _read),
+        ("record_state_value_write", _nothing),
+        ("record_state_value_restore", _nothing),
+    ):
+        old = getattr(_state, name)
+        others[id(old)] = old, new
+    patches.replace(others, "statemap")
+    _one_stack(patches)
+    patches.add(_frames.streams, bs.random.DEFAULT)
+    patches.add(_discover.walked, bs.graph.Node)
+    _discover._is_walked.cache_clear()
+
+
+def _one_stack(patches: Patches) -> None:
+    """What watches states watches cells: the stacks of each thread are those of the shim."""
+    cls = type(_state.TRACE_CONTEXT)
+    own = {"state_stack": "recorders", "new_state_catcher": "catchers", "tree_check": "tree_checks"}
+    for theirs, ours in own.items():
+        get = functools.partial(lambda ours, self: getattr(local, ours), ours)
+        patches.set(cls, theirs, property(get, _nothing))
+    patches.set(cls, "get_trace_stack_level", lambda self: len(local.frames))
+
+
+def _nothing(*_: Any) -> None:
+    """In the place of what the frames do."""
+
+
+def _in_frame(state: Any) -> bool:
+    return len(local.frames) > state._level
+
+
+def _read(state: Any) -> None:
+    """Notes that a state is read. Outside of frames it may be read under JAX's own transforms, as
+    in brainstate.
+    """
+    if _in_frame(state) or state._held is _frames.DEAD:
+        _frames.read(state)
+    else:
+        for recorder in local.recorders:
+            recorder.read_its_value(state)
+
+
+def _put(state: Any, value: Any) -> None:
+    """Sets the value, without a note that it is written."""
+    if _in_frame(state):
+        _frames.write(state, value, restore=True)
+    else:
+        state._held = value
+
+
+def _write(state: Any, value: Any) -> None:
+    if _in_frame(state):
+        _frames.write(state, value)
+    else:
+        for recorder in local.recorders:
+            recorder.write_its_value(state)
+        state._held = value
+
+
+def _receive(state: Any, value: Any) -> None:
+    state.value = value  # with hooks
+
+
+def _trace(state: Any) -> Any:
+    return state._trace_state.jax_trace
+
+
+def _set_trace(state: Any, trace: Any) -> None:
+    del trace  # always the present one
+    vars(state)["_trace_state"] = type(state._trace_state)()
+
+
+def _born(state: Any) -> None:
+    if local.frames:
+        local.frames[-1].created.append(state)
+
+
+def _held(state: Any) -> Any:
+    """A random state may hold the words of a key, until it is first looked at."""
+    value = vars(state)["_value"]
+    if isinstance(value, np.ndarray):
+        with jax.ensure_compile_time_eval():
+            value = vars(state)["_value"] = bs.random._state._format_key(value)
+    return value
+
+
+def _hold(state: Any, value: Any) -> None:
+    vars(state)["_value"] = value
+
+
+def _outside_of_frames(check: Any) -> Any:
+    def checked(self: Any, value: Any) -> None:
+        if not local.frames:
+            check(self, value)
+
+    return checked
+
+
+def _making(make: Any) -> Any:
+    @functools.wraps(make)
+    def making(*args: Any, **kwargs: Any) -> Any:
+        new = make(*args, **kwargs)
+        new._born()
+        return new
+
+    return making
+
+
+def _making_note(note: Any) -> Any:
+    def noting(state: Any) -> None:
+        state._born()
+        note(state)
+
+    return noting
+
+
+def _copying(copy: Any) -> Any:
+    @functools.wraps(copy)
+    def copying(self: Any, *args: Any, **kwargs: Any) -> Any:
+        new = copy(self, *args, **kwargs)
+        if vars(new)["_value"] is vars(self)["_value"]:
+            vars(new)["_value"] = peek(self)
+        new._level = len(local.frames)
+        new._trace = None
+        new._born()
+        return new
+
+    return copying
+
+
+def _copying_from(copy: Any) -> Any:
+    @functools.wraps(copy)
+    def copying(self: Any, other: Any) -> None:
+        if type(self) is not type(other) or self is other:
+            return copy(self, other)
+        held, value = vars(self)["_value"], other.value
+        copy(self, other)
+        vars(self)["_value"] = held
+        self._write_value(value)
+
+    return copying
+
+
+def errors(*own: type) -> list[tuple[type, type]]:
+    """Our errors, each with that of brainstate of the same name."""
+    module = importlib.import_module("brainstate._error")
+    return [(cls, getattr(module, cls.__name__)) for cls in own]
