@@ -15,7 +15,18 @@ from typing import Any
 from ._report import machine, report, versions
 
 
-CASES = ("warm", "partial", "cold", "scan", "random", "devices", "shim", "growth", "bridge")
+CASES = (
+    "warm",
+    "partial",
+    "cold",
+    "scan",
+    "random",
+    "devices",
+    "shim",
+    "growth",
+    "bridge",
+    "layers",
+)
 EIGHT = "--xla_force_host_platform_device_count=8"
 HERE = pathlib.Path(__file__).parent
 
