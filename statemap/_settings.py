@@ -27,6 +27,7 @@ class _Local(threading.local):
 
 
 _local = _Local()
+_UNSET: Any = object()
 _libraries: list[Settings] = []
 
 
@@ -49,9 +50,16 @@ def reads() -> Iterator[Read]:
 
 
 def note(library: Settings, name: Hashable) -> None:
-    """Says that a setting is read; all of them, if the name is `...`."""
+    """Says that a setting is read; all of them, if the name is `...`. For a trace that one does not
+    count which was set in it.
+    """
+    if not _local.traces:
+        return
+    present = library().get(name, _UNSET)
     for before, found in _local.traces:
-        found.setdefault((library, name), _value(before.get(library, {}), name))
+        own = before.get(library, {})
+        if name is ... or present is own.get(name, _UNSET):
+            found.setdefault((library, name), _value(own, name))
 
 
 def now(read: Read) -> tuple[Hashable, ...]:

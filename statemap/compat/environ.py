@@ -2,7 +2,6 @@
 `brainstate.environ`.)
 """
 
-import builtins
 import contextlib
 import os
 import re
@@ -14,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .._settings import note, register
 
 
 I = "i"
@@ -46,7 +47,6 @@ class _Local(threading.local):
         self.settings: dict[Hashable, Any] = {}
         self.contexts: list[dict[str, Any]] = []  # the innermost last
         self.behaviours: dict[str, Callable[[Any], Any]] = {}
-        self.readers: list[tuple[int, dict[Hashable, Any]]] = []  # of `reads`
 
 
 _local = _Local()
@@ -69,14 +69,13 @@ def get(key: Hashable, default: Any = _MISSING, desc: str | None = None) -> Any:
         return get_platform()
     if key == HOST_DEVICE_COUNT:
         return get_host_device_count()
-    value = _look_up(key)
-    if value is _MISSING and key == PRECISION:
-        value = DEFAULT_PRECISION  # whatever JAX is set to, as in brainstate
-    if value is not _MISSING:
-        return value
+    note(_settings, key)
+    settings = _settings()
+    if key in settings:
+        return settings[key]
     if default is not _MISSING:
         return default
-    known = ", ".join(f"`{k}`" for k in all())
+    known = ", ".join(f"`{k}`" for k in settings)
     raise KeyError(
         f"`{key}`{f' ({desc})' if desc else ''} is not set in this thread; {known} "
         f"{'are' if ',' in known else 'is'}. Set it with `environ.set({key}=...)`, or for a block "
@@ -91,10 +90,8 @@ def get_dt() -> Any:
 
 def all() -> dict[Hashable, Any]:
     """All settings."""
-    merged: dict[Hashable, Any] = {PRECISION: DEFAULT_PRECISION, **_local.settings}
-    for frame in _local.contexts:
-        merged.update(frame)
-    return merged
+    note(_settings, ...)
+    return _settings()
 
 
 def set(
@@ -193,7 +190,7 @@ def context(**kwargs: Any) -> Iterator[dict[Hashable, Any]]:
         try:
             for key, value in kwargs.items():
                 _behave(key, value)
-            yield all()
+            yield _settings()
         finally:
             # not `pop`: generators may leave their contexts in any order
             _local.contexts[:] = [c for c in _local.contexts if c is not kwargs]
@@ -320,40 +317,15 @@ def list_registered_behaviors() -> list[str]:
     return list(_local.behaviours)
 
 
-@contextlib.contextmanager
-def reads() -> Iterator[dict[Hashable, Any]]:
-    """Collects the settings that are read in a `with` block and come from outside of it. A
-    transform keeps them with the program that it compiles, in which they are constants.
-    """
-    seen: dict[Hashable, Any] = {}
-    entry = (len(_local.contexts), seen)
-    _local.readers.append(entry)
-    try:
-        yield seen
-    finally:
-        _local.readers[:] = [r for r in _local.readers if r is not entry]
+def _settings() -> dict[Hashable, Any]:
+    """All settings, as they are looked up: what is compiled is for those that it read."""
+    merged: dict[Hashable, Any] = {PRECISION: DEFAULT_PRECISION, **_local.settings}
+    for frame in _local.contexts:
+        merged.update(frame)
+    return merged
 
 
-def unchanged(seen: dict[Hashable, Any]) -> bool:
-    """Whether settings are still what `reads` has collected. Reading them so counts as a read."""
-    return builtins.all(_same(value, _look_up(key)) for key, value in seen.items())
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    return type(a) is type(b) and isinstance(a, (bool, int, float, complex, str)) and a == b
-
-
-def _look_up(key: Hashable) -> Any:
-    value, depth = _local.settings.get(key, _MISSING), 0
-    for i, frame in enumerate(_local.contexts, 1):
-        if key in frame:
-            value, depth = frame[key], i  # pyright: ignore
-    for outside, seen in _local.readers:
-        if depth <= outside:
-            seen.setdefault(key, value)
-    return value
+register(_settings)
 
 
 def _behave(key: Hashable, value: Any) -> None:

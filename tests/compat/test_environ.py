@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from statemap._settings import now, reads
 from statemap.compat import environ
 
 
@@ -179,39 +180,46 @@ def test_behaviours():
     assert not environ.unregister_default_behavior("dt")
 
 
-def test_reads_are_what_comes_from_outside():
+def names(read):
+    return {name for _, name in read}
+
+
+def test_what_is_noted_comes_from_outside():
     environ.set(dt=0.1)
-    with environ.context(fit=True):
-        with environ.reads() as seen:
-            assert environ.get("t", None) is None
-            with environ.context(i=3):
-                assert environ.get("fit") and environ.get("i") == 3 and environ.get_dt() == 0.1
-        assert set(seen) == {"dt", "fit", "t"}
-        assert environ.unchanged(seen)
-        with environ.context(fit=False):
-            assert not environ.unchanged(seen)
-        with environ.context(t=0.0):
-            assert not environ.unchanged(seen)
-        with environ.context(i=4, dt=0.1):
-            assert environ.unchanged(seen)
-    assert not environ.unchanged(seen)
+    with environ.context(fit=True), reads() as seen:
+        assert environ.get("t", None) is None
+        with environ.context(i=3, fit=False):
+            assert environ.get("i") == 3 and environ.get_dt() == 0.1 and not environ.get("fit")
+    assert names(seen) == {"dt", "t"}
+    with reads() as every:
+        environ.all()
+    assert names(every) == {...}
+    assert holds(seen) and holds(every)
+    with environ.context(t=0.0):
+        assert not holds(seen)
+    with environ.context(i=4):
+        assert holds(seen) and not holds(every)
+    environ.set(dt=0.2)
+    assert not holds(seen)
 
 
-def test_reads_compare_numbers_by_value_and_arrays_by_identity():
-    time = jnp.asarray(1.0)
-    with environ.context(t=time, dt=0.1), environ.reads() as seen:
+def holds(read):
+    return now(read) == tuple(read.values())
+
+
+def test_settings_are_compared_by_value_and_type():
+    with environ.context(t=jnp.asarray(1.0), dt=0.1), reads() as seen:
         environ.get("t"), environ.get("dt")
-    with environ.context(t=time, dt=0.05 * 2):
-        assert environ.unchanged(seen)
-    with environ.context(t=jnp.asarray(1.0), dt=0.1):
-        assert not environ.unchanged(seen)
-    with environ.context(t=time, dt=np.float32(0.1)):
-        assert not environ.unchanged(seen)
+    with environ.context(t=jnp.asarray(1.0), dt=0.05 * 2):
+        assert holds(seen)
+    with environ.context(t=jnp.asarray(2.0), dt=0.1):
+        assert not holds(seen)
+    with environ.context(t=jnp.asarray(1.0), dt=np.float32(0.1)):
+        assert not holds(seen)
 
 
 def test_reads_within_reads():
-    with environ.context(a=1):
-        with environ.reads() as outer:
-            with environ.context(b=2), environ.reads() as inner:
-                environ.get("a"), environ.get("b")
-    assert set(outer) == {"a"} and set(inner) == {"a", "b"}
+    with environ.context(a=1), reads() as outer:
+        with environ.context(b=2), reads() as inner:
+            environ.get("a"), environ.get("b")
+    assert names(outer) == {"a"} and names(inner) == {"a", "b"}

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
+from ..._settings import reads
 from ..._signature import Static
-from .. import environ
 from .._cells import State
 from .._discover import Discovery
 from .._frames import Frame
@@ -116,7 +116,7 @@ class Jitted(Variant):
 
     def _capture(self, args: tuple, kwargs: dict[str, Any]) -> Program:
         dynamic, named, bound = self._split(args, kwargs)
-        with environ.reads() as settings:
+        with reads() as settings:
             program = capture(bound, dynamic, named)
         self.seen.update(settings)
         return program
@@ -133,7 +133,7 @@ class Jitted(Variant):
         else:
             refuse_cells((args, kwargs))
             frame = Frame(cells, values)
-            with environ.reads() as settings:
+            with reads() as settings:
                 out, new = run(self.fun, frame, *args, **kwargs)
             if frame.late:
                 raise Late(frame.late)

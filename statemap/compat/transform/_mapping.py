@@ -14,10 +14,10 @@ from ..._errors import BatchAxisError as _BatchAxisError
 from ..._overlay import Watched
 from ..._plan import Plan
 from ..._program import Program
+from ..._settings import Read, reads
 from ..._slots import intern_slots, Slot
 from ..._states import make_states, States
 from ..._values import dotted
-from .. import environ
 from .._cells import State
 from .._discover import Discovery, unchanged
 from .._errors import BatchAxisError
@@ -312,7 +312,7 @@ class _Variant(Variant):
         self.prepared: Prepared | None = None
 
 
-def _lane_of(fun: Callable, reads_first: set[State], seen: dict[Hashable, Any]) -> Callable:
+def _lane_of(fun: Callable, reads_first: set[State], seen: Read) -> Callable:
     """The function from a context to a context."""
 
     def lane(states: States, *args: Any, **kwargs: Any) -> Any:
@@ -322,7 +322,7 @@ def _lane_of(fun: Callable, reads_first: set[State], seen: dict[Hashable, Any]) 
         given: Watched = states._values  # pyright: ignore
         before = [decode(cell, x, impls.get(cell)) for cell, x in zip(cells, given.every)]
         frame = Frame(cells, before)
-        with environ.reads() as settings:
+        with reads() as settings:
             out, new = run(fun, frame, *args, **kwargs)
         if frame.late:
             raise Late(frame.late)

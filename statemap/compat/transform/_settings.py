@@ -1,16 +1,16 @@
 """What is compiled, once for each combination of the settings of `environ` that it read."""
 
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
-from .. import environ
+from ..._settings import now, Read
 
 
 class Variant:
     """Something compiled."""
 
     def __init__(self) -> None:
-        self.seen: dict[Hashable, Any] = {}  # the settings that are constants of it
+        self.seen: Read = {}  # the settings that are constants of it
 
 
 V = TypeVar("V", bound=Variant)
@@ -20,7 +20,7 @@ _KEPT = 16
 def variant(variants: list[V], make: Callable[[], V]) -> V:
     """The one of the variants that fits the present settings, made if there is none."""
     for kept in variants:
-        if not kept.seen or environ.unchanged(kept.seen):
+        if not kept.seen or now(kept.seen) == tuple(kept.seen.values()):
             return kept
     made = make()
     variants.insert(0, made)
