@@ -32,6 +32,7 @@ def install() -> None:
         ) from error
     from . import _private
 
+    _private.check()
     patches = Patches()
     try:
         _private.cells(patches)

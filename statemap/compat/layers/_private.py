@@ -1,23 +1,58 @@
 """What is private in brainstate: all of it that the layers use, in one place.
 
-Tried with brainstate 0.5.4.
+`TRIED` has the versions, and `USED` the names. Besides these there are the entries `_value`,
+`_level`, `_trace_state` (with its `jax_trace`) and `_name` of `vars(state)`, and that the methods
+of a state get its value by `self._value` and note it by the `record_...` functions.
 """
 
 import functools
 import importlib
+import operator
 from typing import Any
 
 import jax
 import numpy as np
 
+from ...bridge import _brainstate_private as private
 from .. import _discover, _frames
 from .._frames import Cell, local, peek, Stream, Unbatched
 from ._patches import Patches
 
 
-# Not by name: type checkers run without it, and know little of it.
-bs: Any = importlib.import_module("brainstate")
+bs: Any = private.bs
+TRIED = ("0.4.2", "0.5.0", "0.5.4", "0.6.0")
 _state: Any = importlib.import_module("brainstate._state")
+
+
+# Where: names. `tests/layers` and `install` say which of them a version lacks.
+USED = {
+    "_state": (
+        *("TRACE_CONTEXT", "NonBatchState", "TreefyState.to_state", "record_state_init"),
+        *("record_state_value_read", "record_state_value_write", "record_state_value_restore"),
+        *("State._write_value", "State._check_tracer_write_outside_trace", "State.copy"),
+        *("State.replace", "State.copy_from"),
+    ),
+    "_error": ("BatchAxisError", "TraceContextError"),
+    "random._state": ("_format_key", "DEFAULT", "RandomState"),
+    "environ": ("get", "all"),
+    "graph": ("Node",),
+}
+
+
+def check() -> None:
+    """**Raises:**
+
+    `ImportError` if this version of brainstate lacks something.
+    """
+    for module, names in USED.items():
+        for name in names:
+            try:
+                operator.attrgetter(name)(importlib.import_module(f"brainstate.{module}"))
+            except (ImportError, AttributeError):
+                raise ImportError(
+                    f"brainstate {bs.__version__} has no `brainstate.{module}:{name}`, which its "
+                    f"layers on statemap need. Tried with {', '.join(TRIED)}."
+                ) from None
 
 
 def cells(patches: Patches) -> None:
@@ -49,6 +84,8 @@ def cells(patches: Patches) -> None:
         ("record_state_value_restore", _nothing),
     ):
         old = getattr(_state, name)
+        others[id(old)] = old, new
+    for old, new in zip((bs.environ.get, bs.environ.all), private.noted()):
         others[id(old)] = old, new
     patches.replace(others, "statemap")
     _one_stack(patches)
