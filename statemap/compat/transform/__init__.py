@@ -10,12 +10,15 @@ from ._function import (
     StatefulFunction as StatefulFunction,
 )
 from ._grad import (
+    fwd_grad as fwd_grad,
     grad as grad,
     hessian as hessian,
     jacfwd as jacfwd,
     jacobian as jacobian,
     jacrev as jacrev,
+    jvp as jvp,
     vector_grad as vector_grad,
+    vjp as vjp,
 )
 from ._gradient import GradientTransform as GradientTransform
 from ._jit import jit as jit, JittedFunction as JittedFunction
@@ -40,7 +43,6 @@ from ._new_states import (
 )
 from ._policy import set_default_policy as set_default_policy
 from ._progress import ProgressBar as ProgressBar
-from ._vjp import jvp as jvp, vjp as vjp
 
 
 def __getattr__(name: str) -> _Any:

@@ -12,7 +12,8 @@ from ..._programs import abstract, CacheKey
 from .._cells import State
 from .._frames import Frame, local, write_all
 from .._lift import arrays_of, capture, Program, read_all, run
-from ._jit import _numbers, is_missing
+from ._jit import _numbers
+from ._missing import left_out, MISSING
 
 
 class StatefulFunction:
@@ -298,7 +299,7 @@ def _is_output(x: Any) -> bool:
 
 
 def checkpoint(
-    fun: Callable | None = None,
+    fun: Any = MISSING,
     *,
     prevent_cse: bool = True,
     policy: Callable[..., bool] | None = None,
@@ -311,7 +312,7 @@ def checkpoint(
 
     Those of `jax.checkpoint`.
     """
-    if fun is None or is_missing(fun):
+    if left_out(fun) or fun is None:
         return lambda f: checkpoint(
             f, prevent_cse=prevent_cse, policy=policy, static_argnums=static_argnums
         )

@@ -1,28 +1,36 @@
-"""`grad` and its relatives."""
+"""`grad` and its relatives. (After [brainstate](https://brainstate.readthedocs.io), which has the
+same names, arguments and results.)
+"""
 
+import functools
+import importlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ._gradient import GradientTransform, Hessian
-from ._jit import is_missing, MISSING
+from .._frames import Frame, is_cell, write_all
+from .._lift import run
+from ..random import split_key
+from ..random._keys import as_key
+from ._gradient import GradientTransform
+from ._missing import left_out, MISSING
+
+
+Nums = int | Sequence[int] | None
 
 
 def grad(
-    fun: Callable = MISSING,
-    grad_states: Any = None,
-    argnums: int | Sequence[int] | None = None,
-    holomorphic: bool | None = False,
-    allow_int: bool | None = False,
-    has_aux: bool | None = None,
-    return_value: bool | None = False,
-    unit_aware: bool = False,
-    check_states: bool = True,
+    fun: Any = MISSING, grad_states: Any = None, argnums: Nums = None,
+    holomorphic: bool | None = False, allow_int: bool | None = False, has_aux: bool | None = None,
+    return_value: bool | None = False, unit_aware: bool = False, check_states: bool = True,
     **kwargs: Any,
-) -> Any:
-    """The gradient of a function that uses cells.
+) -> Any:  # fmt: skip
+    """The gradient of a function that uses cells, with respect to these (`grad_states`) or to
+    arguments: [brainstate's `grad`](https://brainstate.readthedocs.io). `unit_aware=True` takes
+    brainunit.
 
     ```python
     import jax.numpy as jnp
@@ -32,159 +40,212 @@ def grad(
     grads, loss = transform.grad(lambda: (w.value ** 2).sum(), w, return_value=True)()
     assert grads.tolist() == [2.0, 4.0] and loss == 5
     ```
-
-    **Arguments:**
-
-    - `fun`: the function, which returns a number. Left out, a decorator is returned.
-    - `grad_states`: a cell, or a pytree of cells, to differentiate with respect to.
-    - `argnums`: arguments to differentiate with respect to; by default the first, if there are
-        no `grad_states`.
-    - `holomorphic`, `allow_int`: as for `jax.grad`.
-    - `has_aux`: whether `fun` returns `(loss, aux)`.
-    - `return_value`: whether to return the loss as well.
-    - `unit_aware`: not supported; brainunit is not part of the shim.
-    - `check_states`: whether a cell in `grad_states` that `fun` does not use is an error.
-    - `debug_nan`: whether a derivative that is NaN or infinite is an error.
-
-    **Returns:**
-
-    A function that returns the gradients: of the cells, in a pytree like `grad_states`; of the
-    arguments; or `(of cells, of arguments)`. With `return_value` and `has_aux` it is followed by
-    these: `(grads, loss, aux)`.
     """
-    _refuse_units(unit_aware)
     params = {"holomorphic": holomorphic, "allow_int": allow_int}
-    options = (grad_states, argnums, bool(return_value), bool(has_aux), params, check_states)
-    return _make(GradientTransform, fun, jax.grad, *options, **kwargs)
+    options = grad_states, argnums, return_value, has_aux, params, check_states
+    return _derivative(fun, _autodiff("grad", unit_aware), *options, **kwargs)
 
 
 def vector_grad(
-    func: Callable = MISSING,
-    grad_states: Any = None,
-    argnums: int | Sequence[int] | None = None,
-    return_value: bool = False,
-    has_aux: bool | None = None,
-    unit_aware: bool = False,
-    check_states: bool = True,
-    **kwargs: Any,
-) -> Any:
-    """The gradient of the sum of what a function returns, of any shape.
-
-    **Arguments:**
-
-    Those of [`statemap.compat.transform.grad`][].
+    func: Any = MISSING, grad_states: Any = None, argnums: Nums = None, return_value: bool = False,
+    has_aux: bool | None = None, unit_aware: bool = False, check_states: bool = True, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """The gradient of the sum of all that a function returns:
+    [brainstate's `vector_grad`](https://brainstate.readthedocs.io).
     """
-    _refuse_units(unit_aware)
-    options = (grad_states, argnums, return_value, bool(has_aux), {}, check_states)
-    return _make(GradientTransform, func, _vector_grad, *options, **kwargs)
+    if unit_aware or "brainunit" in sys.modules:  # which takes units off, too
+        transform = functools.partial(_autodiff("vector_grad", True), unit_aware=unit_aware)
+    else:
+        transform = _vector_grad
+    options = grad_states, argnums, return_value, has_aux, {}, check_states
+    return _derivative(func, transform, *options, **kwargs)
+
+
+def fwd_grad(
+    func: Any = MISSING, grad_states: Any = None, argnums: Nums = None, return_value: bool = False,
+    has_aux: bool | None = None, tangent_size: int | None = None,
+    drct_der_clip: float | None = None, key: Any = None, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """An estimate of the gradient in forward mode, along random directions:
+    [brainstate's `fwd_grad`](https://brainstate.readthedocs.io).
+    """
+    params = {"tangent_size": tangent_size, "drct_der_clip": drct_der_clip, "key": key}
+    check = kwargs.pop("check_states", True)
+    options = grad_states, argnums, return_value, has_aux, params, check
+    return _derivative(func, _fwd_grad, *options, **kwargs)
 
 
 def jacrev(
-    fun: Callable = MISSING,
-    grad_states: Any = None,
-    argnums: int | Sequence[int] | None = None,
-    has_aux: bool | None = None,
-    return_value: bool = False,
-    holomorphic: bool = False,
-    allow_int: bool = False,
-    unit_aware: bool = False,
-    check_states: bool = True,
-    **kwargs: Any,
-) -> Any:
-    """The Jacobian, in reverse mode.
-
-    **Arguments:**
-
-    Those of [`statemap.compat.transform.grad`][].
+    fun: Any = MISSING, grad_states: Any = None, argnums: Nums = None, has_aux: bool | None = None,
+    return_value: bool = False, holomorphic: bool = False, allow_int: bool = False,
+    unit_aware: bool = False, check_states: bool = True, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """The Jacobian, in reverse mode: [brainstate's `jacrev`](https://brainstate.readthedocs.io).
+    Of several outputs, each comes to be a Jacobian, also with respect to cells.
     """
-    _refuse_units(unit_aware)
     params = {"holomorphic": holomorphic, "allow_int": allow_int}
-    options = (grad_states, argnums, return_value, bool(has_aux), params, check_states)
-    return _make(GradientTransform, fun, jax.jacrev, *options, **kwargs)
+    options = grad_states, argnums, return_value, has_aux, params, check_states
+    return _derivative(fun, _autodiff("jacrev", unit_aware), *options, **kwargs)
 
 
 jacobian = jacrev
 
 
 def jacfwd(
-    func: Callable = MISSING,
-    grad_states: Any = None,
-    argnums: int | Sequence[int] | None = None,
-    has_aux: bool | None = None,
-    return_value: bool = False,
-    holomorphic: bool = False,
-    unit_aware: bool = False,
-    check_states: bool = True,
-    **kwargs: Any,
-) -> Any:
-    """The Jacobian, in forward mode.
-
-    **Arguments:**
-
-    Those of [`statemap.compat.transform.grad`][].
-    """
-    _refuse_units(unit_aware)
+    func: Any = MISSING, grad_states: Any = None, argnums: Nums = None, has_aux: bool | None = None,
+    return_value: bool = False, holomorphic: bool = False, unit_aware: bool = False,
+    check_states: bool = True, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """The Jacobian, in forward mode: [brainstate's `jacfwd`](https://brainstate.readthedocs.io)."""
     params = {"holomorphic": holomorphic}
-    options = (grad_states, argnums, return_value, bool(has_aux), params, check_states)
-    return _make(GradientTransform, func, jax.jacfwd, *options, **kwargs)
+    options = grad_states, argnums, return_value, has_aux, params, check_states
+    return _derivative(func, _autodiff("jacfwd", unit_aware), *options, **kwargs)
 
 
 def hessian(
-    func: Callable = MISSING,
-    grad_states: Any = None,
-    argnums: int | Sequence[int] | None = None,
-    return_value: bool = False,
-    holomorphic: bool = False,
-    has_aux: bool | None = None,
-    unit_aware: bool = False,
-    check_states: bool = True,
-    **kwargs: Any,
-) -> Any:
-    """The matrix of second derivatives, with respect to cells or to arguments.
-
-    **Arguments:**
-
-    Those of [`statemap.compat.transform.grad`][], of `grad_states` and `argnums` only one.
-
-    **Returns:**
-
-    A function that returns, for each cell, a pytree like `grad_states`.
+    func: Any = MISSING, grad_states: Any = None, argnums: Nums = None, return_value: bool = False,
+    holomorphic: bool = False, has_aux: bool | None = None, unit_aware: bool = False,
+    check_states: bool = True, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """The matrix of second derivatives, with respect to cells or to arguments:
+    [brainstate's `hessian`](https://brainstate.readthedocs.io).
     """
-    _refuse_units(unit_aware)
     if grad_states is not None and argnums is not None:
         raise NotImplementedError(
             "`hessian` is with respect to cells or to arguments. Make the arguments cells, or call "
             "it twice."
         )
     params = {"holomorphic": holomorphic}
-    options = (grad_states, argnums, return_value, bool(has_aux), params, check_states)
-    return _make(Hessian, func, jax.hessian, *options, **kwargs)
+    options = grad_states, argnums, return_value, has_aux, params, check_states
+    return _derivative(func, _autodiff("hessian", unit_aware), *options, **kwargs)
 
 
-def _make(cls: type, fun: Any, transform: Callable, *options: Any, **kwargs: Any) -> Any:
-    if is_missing(fun):
-        return lambda fun: cls(fun, transform, *options, **kwargs)
-    return cls(fun, transform, *options, **kwargs)
+def _derivative(
+    fun: Any, transform: Callable, grad_states: Any, argnums: Nums, return_value: Any,
+    has_aux: Any, params: dict[str, Any], check_states: bool, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """A GradientTransform; or, where the function is left out, what makes one of it."""
+    options = grad_states, argnums, bool(return_value), bool(has_aux), params, check_states
+    make = lambda fun: GradientTransform(fun, transform, *options, **kwargs)
+    return make if left_out(fun) else make(fun)
 
 
-def _refuse_units(unit_aware: bool) -> None:
-    if unit_aware:
-        raise NotImplementedError(
-            "Units are not part of the shim. Strip them before, and put them back after."
-        )
+def _autodiff(name: str, unit_aware: bool) -> Callable:
+    """JAX's transform of a name, or that of brainunit."""
+    if not unit_aware:
+        return getattr(jax, name)
+    try:
+        return getattr(importlib.import_module("brainunit").autograd, name)
+    except ImportError:
+        raise ImportError(
+            "`unit_aware=True` is by brainunit: pip install brainunit. Without units it is not "
+            "needed."
+        ) from None
 
 
-def _vector_grad(fun: Callable, argnums: tuple[int, ...], has_aux: bool) -> Callable:
+def _chosen(grads: tuple, argnums: Any) -> Any:
+    return grads[argnums] if isinstance(argnums, int) else grads
+
+
+def _vector_grad(fun: Callable, argnums: Any, has_aux: bool) -> Callable:
     assert has_aux
 
-    def derive(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        def of(*own: Any) -> Any:
-            every = list(args)
-            for i, x in zip(argnums, own):
-                every[i] = x
-            return fun(*every, **kwargs)
-
-        out, pull, aux = jax.vjp(of, *(args[i] for i in argnums), has_aux=True)
-        return pull(jax.tree.map(jnp.ones_like, out)), aux
+    def derive(*point: Any) -> tuple[Any, Any]:
+        out, pull, aux = jax.vjp(fun, *point, has_aux=True)
+        return _chosen(pull(jax.tree.map(jnp.ones_like, out)), argnums), aux
 
     return derive
+
+
+def _fwd_grad(
+    fun: Callable, argnums: Any, has_aux: bool, tangent_size: int | None,
+    drct_der_clip: float | None, key: Any,
+) -> Callable:  # fmt: skip
+    assert has_aux
+
+    def derive(*point: Any) -> tuple[Any, Any]:
+        out, push, aux = jax.linearize(fun, *point, has_aux=True)
+        if jnp.shape(out) != ():
+            raise ValueError(
+                f"`fwd_grad` is of a function that returns a single number, not {out}. For more: "
+                "`vector_grad`, `jacfwd`."
+            )
+
+        def estimate(tangent: Any) -> Any:
+            slope = push(*tangent)
+            if drct_der_clip is not None:
+                slope = jnp.clip(slope, -drct_der_clip, drct_der_clip)
+            return jax.tree.map(lambda x: x * slope.astype(x.dtype), tangent)
+
+        leaves, treedef = jax.tree.flatten(point)
+        start = split_key() if key is None else as_key(key)
+        keys = jax.random.split(start, len(leaves))
+        size = () if tangent_size is None else (tangent_size,)
+        tangents = treedef.unflatten([_normal(k, size, x) for k, x in zip(keys, leaves)])
+        if tangent_size is None:
+            return _chosen(estimate(tangents), argnums), aux
+        grads = jax.tree.map(lambda x: x.mean(0), jax.vmap(estimate)(tangents))
+        return _chosen(grads, argnums), aux
+
+    return derive
+
+
+def _normal(key: jax.Array, size: tuple[int, ...], like: Any) -> jax.Array:
+    dtype = jnp.result_type(like)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"`fwd_grad` is with respect to real or complex numbers, not {dtype}.")
+    return jax.random.normal(key, (*size, *jnp.shape(like)), dtype)
+
+
+def vjp(
+    fun: Callable, *primals: Any, grad_states: Any = None, argnums: Nums = 0, has_aux: bool = False
+) -> tuple[Any, ...]:
+    """`jax.vjp` of a function that uses cells:
+    [brainstate's `vjp`](https://brainstate.readthedocs.io).
+    """
+    if argnums is None or not primals:
+        nums: Any = None
+    else:
+        several = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+        for i in several:
+            if not -len(primals) <= i < len(primals):
+                raise ValueError(f"`argnums` holds {i}, and there are {len(primals)} arguments.")
+        several = tuple(i % len(primals) for i in several)
+        if len(set(several)) < len(several):
+            raise ValueError(f"`argnums` names an argument twice: {argnums}.")
+        nums = several[0] if isinstance(argnums, int) else several
+    if nums in (None, ()) and not jax.tree.leaves(grad_states, is_leaf=is_cell):
+        raise ValueError(
+            "`vjp` needs something to differentiate with respect to: arguments (`argnums`) or "
+            "cells (`grad_states`)."
+        )
+    gradient = GradientTransform(fun, jax.vjp, grad_states, nums, has_aux=has_aux)
+    pure, point, frames = gradient.at(primals, {})
+    out, pull, (_, aux, new) = jax.vjp(pure, *point, has_aux=True)
+    write_all(tuple(frames[-1].written), new)
+
+    def vjp_fn(cotangent: Any) -> Any:
+        return gradient.arrange(_chosen(pull(cotangent), gradient.positions))
+
+    return (out, vjp_fn, aux) if has_aux else (out, vjp_fn)
+
+
+def jvp(
+    fun: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool = False
+) -> tuple[Any, ...]:
+    """`jax.jvp` of a function that uses cells, which are held constant:
+    [brainstate's `jvp`](https://brainstate.readthedocs.io).
+    """
+    for name, value in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(value, (tuple, list)):
+            raise TypeError(f"`{name}` is a tuple with an entry for each argument, not {value!r}.")
+    frames: list[Frame] = []
+
+    def pure(*args: Any) -> tuple[Any, Any]:
+        frames.append(Frame())
+        out, new = run(fun, frames[-1], *args)
+        return (out[0], (out[1], new)) if has_aux else (out, (None, new))
+
+    out, tangent, (aux, new) = jax.jvp(pure, tuple(primals), tuple(tangents), has_aux=True)
+    write_all(tuple(frames[-1].written), new)
+    return (out, tangent, aux) if has_aux else (out, tangent)

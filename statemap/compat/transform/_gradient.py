@@ -4,44 +4,50 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
-from .._cells import State
-from .._frames import Frame, is_cell, peek, write_all
+from .._frames import Frame, is_cell, write_all
 from .._lift import arrays_of, read_all, run
+
+
+@jax.tree_util.register_pytree_node_class
+class _OfCells:
+    """One value for each cell. Of its own class, so that wherever derivatives with respect to the
+    cells stand in a result, they are found.
+    """
+
+    def __init__(self, values: Sequence[Any]):
+        self.values = values
+
+    def tree_flatten(self) -> tuple[Sequence[Any], None]:
+        return self.values, None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, values: Sequence[Any]) -> "_OfCells":
+        return cls(values)
 
 
 class GradientTransform:
     """What [`statemap.compat.transform.grad`][] and its relatives return: a function with the
-    arguments of `target`. (After `brainstate.transform.GradientTransform`.)
+    arguments of `target`, as [brainstate's](https://brainstate.readthedocs.io). `transform` is such
+    as `jax.grad`, and is called as `transform(function, argnums=, has_aux=, **transform_params)`.
     """
 
     def __init__(
-        self,
-        target: Callable,
-        transform: Callable,
-        grad_states: Any = None,
-        argnums: int | Sequence[int] | None = None,
-        return_value: bool = False,
-        has_aux: bool = False,
-        transform_params: dict[str, Any] | None = None,
-        check_states: bool = True,
-        debug_nan: bool = False,
-    ):
-        """**Arguments:**
-
-        - `target`: the function.
-        - `transform`: `transform(fun, argnums=, has_aux=, **transform_params)`, such as
-            `jax.grad`.
-        - The others are those of [`statemap.compat.transform.grad`][].
-        """
+        self, target: Callable, transform: Callable, grad_states: Any = None,
+        argnums: int | Sequence[int] | None = None, return_value: bool = False,
+        has_aux: bool = False, transform_params: dict[str, Any] | None = None,
+        check_states: bool = True, debug_nan: bool = False,
+    ):  # fmt: skip
         if not callable(target):
             raise TypeError(f"A derivative is of a function, and {target!r} can't be called.")
-        cells, self._tree = jax.tree.flatten(grad_states, is_leaf=is_cell)
-        self.cells: list[Any] = cells
+        if isinstance(grad_states, dict):
+            grad_states = dict(grad_states)  # the gradients of a FlattedDict are a dictionary
+        self.cells: list[Any] = jax.tree.leaves(grad_states, is_leaf=is_cell)
         if not all(map(is_cell, self.cells)):
             raise TypeError(f"`grad_states` is a State or a pytree of States, not {grad_states!r}.")
-        nums: Any = (argnums,) if not isinstance(argnums, (tuple, list)) else tuple(argnums)
+        nums: Any = argnums if isinstance(argnums, (tuple, list)) else (argnums,)
         for num in nums:
             if num is not None and (isinstance(num, bool) or not hasattr(num, "__index__")):
                 raise ValueError(f"`argnums` holds positions, which are integers, not {num!r}.")
@@ -59,82 +65,97 @@ class GradientTransform:
         self.debug_nan = debug_nan
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        own = [c for i, c in enumerate(self.cells) if c not in self.cells[:i]]
-        written: tuple[State, ...] = ()
+        pure, point, frames = self.at(args, kwargs)
+        derive = self.transform(pure, argnums=self.positions, has_aux=True, **self.params)
+        grads, (value, aux, new) = derive(*point)
+        if self.debug_nan:
+            self._check_finite(grads)
+        write_all(tuple(frames[-1].written), new)
+        outs = (self.arrange(grads), *[value] * self.return_value, *[aux] * self.has_aux)
+        return outs if len(outs) > 1 else outs[0]
 
-        def pure(values: list[Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-            nonlocal written
-            frame = Frame(own, values)
-            out, new = run(self.target, frame, *args, **kwargs)
-            written = tuple(frame.written)
-            missing = [c for c in own if c not in frame.read and c not in frame.written]
-            if missing and self.check_states:
-                paths = jax.tree_util.tree_flatten_with_path(self.grad_states, is_leaf=is_cell)[0]
-                names = [
-                    f"`grad_states{jax.tree_util.keystr(p)}`" for p, c in paths if c in missing
-                ]
-                raise ValueError(
-                    f"The function does not use {', '.join(names)}, a {missing[0].label}, which "
-                    "`grad_states` lists. For a derivative of zero: `check_states=False`."
-                )
+    @property
+    def positions(self) -> Any:
+        """Which of the two arguments of `pure` the derivative is with respect to."""
+        return 1 if not self.cells else 0 if self.argnums is None else (0, 1)
+
+    def at(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Callable, tuple, list[Frame]]:
+        """**Returns:**
+
+        - `pure(values of cells, arguments)`, which returns `(out, (out, aux, new values))`, of
+            those that the derivative is with respect to;
+        - these two, as they are now;
+        - a list that gets the frame in which `pure` runs.
+        """
+        nums = self.argnums
+        several: Any = () if nums is None else (nums,) if isinstance(nums, int) else tuple(nums)
+        if several and max(several) >= len(args):
+            are = "is 1 argument" if len(args) == 1 else f"are {len(args)} arguments"
+            raise ValueError(
+                f"`argnums` holds {max(several)}, and there {are}, counted from 0. With respect to "
+                "a keyword argument there is no derivative: give it by position."
+            )
+        own = list(dict.fromkeys(self.cells))
+        frames: list[Frame] = []
+
+        def pure(values: _OfCells, chosen: Any) -> tuple[Any, Any]:
+            every = list(args)
+            for i, value in zip(several, (chosen,) if isinstance(nums, int) else chosen):
+                every[i] = value
+            frames.append(Frame(own, values.values))
+            out, new = run(self.target, frames[-1], *every, **kwargs)
+            self._check_used(own, frames[-1])
             if not self.has_aux:
                 return out, (out, None, new)
             if not isinstance(out, (tuple, list)) or len(out) != 2:
                 raise TypeError(
                     f"With `has_aux=True` the function returns `(loss, aux)`, not {out}."
                 )
-            return out[0], (out[0], out[1], new)
+            return out[0], (*out, new)
 
-        nums = self.argnums
-        shifted: Any = () if nums is None else (nums,) if isinstance(nums, int) else tuple(nums)
-        shifted = tuple(i + 1 for i in shifted)
-        shifted = (0, *shifted) if own else shifted
-        derive = self.transform(pure, argnums=shifted, has_aux=True, **self.params)
         for cell in own:
             arrays_of(cell)
-        values = [jax.tree.map(jnp.asarray, value) for value in read_all(own)]
-        grads, (value, aux, new) = derive(values, *args, **kwargs)
-        if self.debug_nan:
-            self._check(grads)
-        grads = self._arrange(grads, own)
-        write_all(written, new)
-        if self.return_value:
-            return (grads, value, aux) if self.has_aux else (grads, value)
-        return (grads, aux) if self.has_aux else grads
+        values = _OfCells([jax.tree.map(jnp.asarray, value) for value in read_all(own)])
+        chosen = args[nums] if isinstance(nums, int) else tuple(args[i] for i in several)
+        return pure, (values, chosen), frames
 
-    def _arrange(self, grads: Any, own: list[State]) -> Any:
-        """From what the transform gives, a tuple by argument, to what the user asked for."""
-        if not own:
-            return grads[0] if isinstance(self.argnums, int) else grads
-        of_cells = self._of_cells(grads[0], own)
-        if self.argnums is None:
-            return of_cells
-        return of_cells, grads[1] if isinstance(self.argnums, int) else grads[1:]
+    def _check_used(self, own: list[Any], frame: Frame) -> None:
+        unused = [c for c in own if c not in frame.read and c not in frame.written]
+        if unused and self.check_states:
+            paths = jax.tree_util.tree_flatten_with_path(self.grad_states, is_leaf=is_cell)[0]
+            names = [f"`grad_states{jax.tree_util.keystr(p)}`" for p, c in paths if c in unused]
+            raise ValueError(
+                f"The function does not use {', '.join(names)}, a {unused[0].label}, which "
+                "`grad_states` lists. For a derivative of zero: `check_states=False`."
+            )
 
-    def _of_cells(self, grads: list[Any], own: list[State]) -> Any:
-        return jax.tree.unflatten(self._tree, [grads[own.index(c)] for c in self.cells])
-
-    def _check(self, grads: Any) -> None:
+    def _check_finite(self, grads: Any) -> None:
         def refuse(bad: Any) -> None:
             if bad:
-                raise FloatingPointError(f"The derivative of {self.target!r} is NaN or infinite.")
+                raise RuntimeError(f"The derivative of {self.target!r} is NaN or infinite.")
 
         arrays = [x for x in jax.tree.leaves(grads) if jnp.issubdtype(x.dtype, jnp.inexact)]
-        bad = [~jnp.isfinite(x).all() for x in arrays]
-        jax.debug.callback(refuse, jnp.array(bad).any() if bad else False)
+        bad = jnp.array([~jnp.isfinite(x).all() for x in arrays]).any()
+        if isinstance(bad, jax.core.Tracer):  # jitted, where it can only be known later
+            jax.debug.callback(refuse, bad)
+        else:
+            refuse(bad)
+
+    def arrange(self, grads: Any) -> Any:
+        """Derivatives as the user asked for them: where they are with respect to the cells, in a
+        pytree like `grad_states`.
+        """
+        own = list(dict.fromkeys(self.cells))
+        treedef = jax.tree.structure(self.grad_states, is_leaf=is_cell)
+
+        def arranged(x: Any) -> Any:
+            if not isinstance(x, _OfCells):
+                return x
+            by_cell = dict(zip(own, map(self.arrange, x.values)))  # of a Hessian, there are two
+            return jax.tree.unflatten(treedef, [by_cell[cell] for cell in self.cells])
+
+        return jax.tree.map(arranged, grads, is_leaf=lambda x: isinstance(x, _OfCells))
 
     def __repr__(self) -> str:
         name = getattr(self.target, "__name__", type(self.target).__name__)
         return f"{type(self).__name__}({name}, argnums={self.argnums}, grad_states={self.cells})"
-
-
-class Hessian(GradientTransform):
-    def _arrange(self, grads: Any, own: list[State]) -> Any:
-        if own:  # each leaf of a value has, in a tuple by argument, a list by cell
-            rows = []
-            for cell, row in zip(own, grads[0]):
-                structure = jax.tree.structure(peek(cell))
-                leaves = [self._of_cells(x[0], own) for x in structure.flatten_up_to(row)]
-                rows.append(jax.tree.unflatten(structure, leaves))
-            return self._of_cells(rows, own)
-        return grads[0][0] if isinstance(self.argnums, int) else grads

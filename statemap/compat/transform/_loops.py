@@ -1,6 +1,9 @@
-"""Loops and branches. Each traces its functions once, and threads the cells that they write."""
+"""Loops and branches. Each traces its functions once, and threads the cells that they write.
+(After [brainstate](https://brainstate.readthedocs.io), which has the same names and arguments.)
+"""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -8,21 +11,104 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._frames import read, write_all
+from .._frames import local, outer_value, read, write_all
 from .._lift import capture, check_carry, Program, read_all
 from ._progress import ProgressBar, with_progress
 
 
+class _Threaded:
+    """Functions that a loop or a branch runs, and the cells that they write, which it carries."""
+
+    def __init__(
+        self, name: str, functions: Sequence[Callable], args: tuple[Any, ...], closed: bool = True
+    ):
+        """**Arguments:**
+
+        - `closed`: whether the functions run later, and more than once, so that the values of
+            the cells must be inputs.
+        """
+        self.programs = [capture(_unless_unchanged(f), args, closed=closed) for f in functions]
+        self.written = tuple(dict.fromkeys(c for p in self.programs for c in p.written))
+        used = dict.fromkeys(c for p in self.programs for c in p.cells)
+        self.constants = {cell: read(cell) for cell in used if cell not in self.written}
+        self.before = read_all(self.written)
+        for k, cell in enumerate(self.written):
+            news = [dict(zip(p.written, p.out_shape[1])).get(cell) for p in self.programs]
+            given = [new for new in news if new is not None]
+            for new in given:
+                self.before[k] = _promoted(self.before[k], new)
+            # Where all branches write, they have to agree with each other only.
+            first = self.before[k] if closed or None in news else given[0]
+            check_carry([cell] * len(given), [first] * len(given), given, name)
+
+    def call(self, program: Program, held: Sequence[Any], *args: Any) -> tuple[list[Any], Any]:
+        """**Returns:**
+
+        The new values of `written`, and what the function returns.
+        """
+        now = {**self.constants, **dict(zip(self.written, held))}
+        out, new = program([now[cell] for cell in program.cells], args, {})
+        now.update(zip(program.written, new))
+        return [now[cell] for cell in self.written], out
+
+
+def _unless_unchanged(fn: Callable) -> Callable:
+    """A function that does not count as writing what it gives a cell back as it was, so that in
+    the lanes of a map, where all branches run, this is no difference between lanes.
+    """
+
+    def run(*args: Any) -> Any:
+        out = fn(*args)
+        frame = local.frames[-1]
+        for cell in list(frame.written):
+            before = frame._initial.get(cell, None)
+            if cell not in frame.given:
+                before = outer_value(cell, frame.number - 1)
+            # A container may have been changed in place.
+            if frame.values[cell] is before and jax.tree_util.all_leaves([before]):
+                del frame.written[cell]
+        return out
+
+    run.__wrapped__ = fn  # pyright: ignore
+    return run
+
+
+def _promoted(value: Any, new: Any) -> Any:
+    """A value as arrays; a Python number of the dtype that is written, as `jax.lax.scan` would
+    have it.
+    """
+    if jax.tree.structure(value) != jax.tree.structure(new):
+        return jax.tree.map(jnp.asarray, value)
+
+    def promote(x: Any, like: Any) -> Any:
+        x = jnp.asarray(x)
+        weak = getattr(x, "weak_type", False)
+        return x.astype(like.dtype) if weak and jnp.result_type(x, like) == like.dtype else x
+
+    return jax.tree.map(promote, value, new)
+
+
+def _in_python(*known: Any) -> bool:
+    """Whether to go step by step, under `jax.disable_jit()`. What decides has to be known then."""
+    if not jax.config.jax_disable_jit:  # pyright: ignore
+        return False
+    try:
+        for x in known:
+            bool(x)
+    except jax.errors.ConcretizationTypeError:
+        return False
+    return True
+
+
+# Loops.
+
+
 def scan(
-    f: Callable,
-    init: Any,
-    xs: Any,
-    length: int | None = None,
-    reverse: bool = False,
-    unroll: int | bool = 1,
-    pbar: ProgressBar | int | None = None,
-) -> tuple[Any, Any]:
-    """`jax.lax.scan` of a function that uses cells.
+    f: Callable, init: Any, xs: Any, length: int | None = None, reverse: bool = False,
+    unroll: int | bool = 1, pbar: ProgressBar | int | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """`jax.lax.scan` of a function that uses cells:
+    [brainstate's `scan`](https://brainstate.readthedocs.io).
 
     ```python
     import jax.numpy as jnp
@@ -37,77 +123,43 @@ def scan(
     _, sums = transform.scan(step, None, jnp.arange(4.0))
     assert sums.tolist() == [0.0, 1.0, 3.0, 6.0] and total.value == 6
     ```
-
-    **Arguments:**
-
-    - `f`: `f(carry, x) -> (carry, y)`.
-    - `init`, `xs`, `length`, `reverse`, `unroll`: as for `jax.lax.scan`.
-    - `pbar`: a [`statemap.compat.transform.ProgressBar`][], or how often one is updated.
-
-    **Returns:**
-
-    `(carry, ys)`.
-
-    **Raises:**
-
-    `TypeError` if a cell is given a value of another shape or dtype.
     """
-    return _scan(f, init, xs, length, pbar, "scan", reverse=reverse, unroll=unroll)
+    loop = partial(jax.lax.scan, reverse=reverse, unroll=unroll)
+    return _scan("scan", f, init, xs, length, pbar, loop)
 
 
 def checkpointed_scan(
-    f: Callable,
-    init: Any,
-    xs: Any,
-    length: int | None = None,
-    base: int = 16,
+    f: Callable, init: Any, xs: Any, length: int | None = None, base: int = 16,
     pbar: ProgressBar | int | None = None,
-) -> tuple[Any, Any]:
-    """[`statemap.compat.transform.scan`][] whose gradient keeps few intermediate values and
-    computes the others again.
-
-    **Arguments:**
-
-    - `base`: how many steps or blocks of steps one block has. What is kept for a gradient grows
-        with `base` times the logarithm of the length.
-    - The others are those of `scan`.
+) -> tuple[Any, Any]:  # fmt: skip
+    """`scan` whose gradient keeps few intermediate values, and computes the others again:
+    [brainstate's `checkpointed_scan`](https://brainstate.readthedocs.io). What is kept grows with
+    `base` times the logarithm of the length.
     """
-    if isinstance(base, bool) or not isinstance(base, int) or base < 2:
-        raise ValueError(f"`base` is an integer of at least 2, not {base!r}.")
-    return _scan(f, init, xs, length, pbar, "checkpointed_scan", base=base)
+    loop = partial(_checkpointed, base=_checked_base(base))
+    return _scan("checkpointed_scan", f, init, xs, length, pbar, loop)
 
 
 def for_loop(
-    f: Callable,
-    *xs: Any,
-    length: int | None = None,
-    reverse: bool = False,
-    unroll: int | bool = 1,
-    pbar: ProgressBar | int | None = None,
-) -> Any:
-    """Calls `f` with each of the rows of `xs` in turn, and stacks what it returns.
-
-    **Arguments:**
-
-    - `f`: `f(*rows) -> y`.
-    - `xs`: arrays, or pytrees of arrays, of the same length.
-    - The others are those of [`statemap.compat.transform.scan`][].
+    f: Callable, *xs: Any, length: int | None = None, reverse: bool = False,
+    unroll: int | bool = 1, pbar: ProgressBar | int | None = None,
+) -> Any:  # fmt: skip
+    """Calls `f` with each of the rows of `xs` in turn, and stacks what it returns:
+    [brainstate's `for_loop`](https://brainstate.readthedocs.io).
     """
-    step = _Step(f)
-    return _scan(step, None, xs, length, pbar, "for_loop", reverse=reverse, unroll=unroll)[1]
+    loop = partial(jax.lax.scan, reverse=reverse, unroll=unroll)
+    return _scan("for_loop", _Step(f), None, xs, length, pbar, loop)[1]
 
 
 def checkpointed_for_loop(
-    f: Callable,
-    *xs: Any,
-    length: int | None = None,
-    base: int = 16,
+    f: Callable, *xs: Any, length: int | None = None, base: int = 16,
     pbar: ProgressBar | int | None = None,
-) -> Any:
-    """[`statemap.compat.transform.for_loop`][] by means of
-    [`statemap.compat.transform.checkpointed_scan`][].
+) -> Any:  # fmt: skip
+    """`for_loop` by means of `checkpointed_scan`:
+    [brainstate's `checkpointed_for_loop`](https://brainstate.readthedocs.io).
     """
-    return checkpointed_scan(_Step(f), None, xs, length, base, pbar)[1]
+    loop = partial(_checkpointed, base=_checked_base(base))
+    return _scan("checkpointed_for_loop", _Step(f), None, xs, length, pbar, loop)[1]
 
 
 class _Step:
@@ -119,45 +171,52 @@ class _Step:
 
 
 def _scan(
-    f: Callable, init: Any, xs: Any, length: int | None, pbar: Any, name: str, **options: Any
+    name: str, f: Callable, init: Any, xs: Any, length: int | None, pbar: Any, loop: Callable
 ) -> tuple[Any, Any]:
-    if not callable(f):
+    """**Arguments:**
+
+    - `loop`: `jax.lax.scan` or another of its kind.
+    """
+    if not callable(getattr(f, "__wrapped__", f)):
         raise TypeError(f"`{name}` takes a function, and {f!r} can't be called.")
-    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(xs)} | ({(length,)} if length else set())
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(xs)]
+    sizes = {shape[:1] for shape in shapes} | ({(int(length),)} if length is not None else set())
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(
-            f"`{name}` needs one length: the arrays have the shapes "
-            f"{[jnp.shape(x) for x in jax.tree.leaves(xs)]}, and `length` is {length}."
+            f"`{name}` needs one length: the arrays have the shapes {shapes}, and `length` is "
+            f"{length}."
         )
     ((steps,),) = sizes
-    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), xs)
-    program = capture(f, (init, row))
-    outs = program.out_shape[0]
-    if not isinstance(outs, tuple) or len(outs) != 2:
-        raise TypeError(f"The function of `{name}` returns `(carry, y)`, not {outs}.")
-    before = _initial(program)
-    check_carry(program.written, before, program.out_shape[1], name)
-    constants = {c: read(c) for c in program.cells if c not in program.written}
-
-    def body(carry: Any, x: Any) -> Any:
-        held, own = carry
-        now = {**constants, **dict(zip(program.written, held))}
-        (own, y), new = program([now[c] for c in program.cells], (own, x), {})
-        return (_like(new, held), own), y
-
-    body = body if pbar is None else with_progress(body, pbar, steps)
-    base = options.pop("base", None)
-    if base is None:
-        (after, carry), ys = jax.lax.scan(body, (before, init), xs, length=steps, **options)
+    if pbar is not None:
+        f, init = with_progress(f, pbar, steps), (0, init)
+    if _in_python():
+        carry, ys = loop(f, init, xs, length=steps)
     else:
-        (after, carry), ys = _checkpointed(body, (before, init), xs, steps, base)
-    write_all(program.written, after)
-    return carry, ys
+        row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), xs)
+        threaded = _Threaded(name, [f], (init, row))
+        (program,) = threaded.programs
+        outs = program.out_shape[0]
+        if not isinstance(outs, tuple) or len(outs) != 2:
+            raise TypeError(f"The function of `{name}` returns `(carry, y)`, not {outs}.")
+
+        def body(carry: Any, x: Any) -> Any:
+            held, (own, y) = threaded.call(program, *carry, x)
+            return (held, own), y
+
+        (after, carry), ys = loop(body, (threaded.before, init), xs, length=steps)
+        write_all(threaded.written, after)
+    return carry if pbar is None else carry[1], ys
+
+
+def _checked_base(base: int) -> int:
+    if isinstance(base, bool) or not isinstance(base, int) or base < 2:
+        raise ValueError(f"`base` is an integer of at least 2, not {base!r}.")
+    return base
 
 
 def _checkpointed(body: Callable, carry: Any, xs: Any, length: int, base: int) -> tuple[Any, Any]:
     """A scan in blocks of blocks, each of which keeps only what goes into it."""
-    if length <= base:
+    if length <= base or _in_python():
         return jax.lax.scan(body, carry, xs, length=length)
     block = base
     while block * base < length:
@@ -179,21 +238,8 @@ def _checkpointed(body: Callable, carry: Any, xs: Any, length: int, base: int) -
 
 
 def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
-    """`jax.lax.while_loop` of functions that use cells.
-
-    **Arguments:**
-
-    - `cond_fun`: whether to go on, from the carried value. It may only read cells.
-    - `body_fun`: from the carried value to the next one.
-    - `init_val`: the first carried value.
-
-    **Returns:**
-
-    The last carried value.
-
-    **Raises:**
-
-    `ValueError` if `cond_fun` writes to a cell, `TypeError` if a cell changes shape or dtype.
+    """`jax.lax.while_loop` of functions that use cells, of which `cond_fun` may only read:
+    [brainstate's `while_loop`](https://brainstate.readthedocs.io).
     """
     return _while(cond_fun, body_fun, init_val, jax.lax.while_loop)
 
@@ -201,17 +247,13 @@ def while_loop(cond_fun: Callable, body_fun: Callable, init_val: Any) -> Any:
 def bounded_while_loop(
     cond_fun: Callable, body_fun: Callable, init_val: Any, *, max_steps: int, base: int = 16
 ) -> Any:
-    """[`statemap.compat.transform.while_loop`][] of at most `max_steps` steps, which can be
-    differentiated in reverse.
-
-    **Arguments:**
-
-    - `base`: as for [`statemap.compat.transform.checkpointed_scan`][].
+    """`while_loop` of at most `max_steps` steps, which can be differentiated in reverse, as
+    `checkpointed_scan` can: [brainstate's
+    `bounded_while_loop`](https://brainstate.readthedocs.io).
     """
     if not isinstance(max_steps, int) or max_steps < 0:
         raise ValueError(f"`max_steps` is a number of steps, not {max_steps!r}.")
-    if isinstance(base, bool) or not isinstance(base, int) or base < 2:
-        raise ValueError(f"`base` is an integer of at least 2, not {base!r}.")
+    _checked_base(base)
 
     def loop(cond: Callable, body: Callable, init: Any) -> Any:
         def step(val: Any, _: Any) -> tuple[Any, None]:
@@ -219,54 +261,37 @@ def bounded_while_loop(
 
         return _checkpointed(step, init, None, max_steps, base)[0] if max_steps else init
 
-    init_val = jax.tree.map(jnp.asarray, init_val)
-    return _while(cond_fun, body_fun, init_val, loop)
+    return _while(cond_fun, body_fun, jax.tree.map(jnp.asarray, init_val), loop)
 
 
 def _while(cond_fun: Callable, body_fun: Callable, init_val: Any, loop: Callable) -> Any:
     if not (callable(cond_fun) and callable(body_fun)):
         raise TypeError("`while_loop` takes two functions, `cond_fun` and `body_fun`.")
-    cond, body = capture(cond_fun, (init_val,)), capture(body_fun, (init_val,))
+    if _in_python() and _in_python(cond_fun(init_val)):
+        return loop(cond_fun, body_fun, init_val)
+    threaded = _Threaded("while_loop", (cond_fun, body_fun), (init_val,))
+    cond, body = threaded.programs
     if cond.written:
         raise ValueError(
             f"`cond_fun` writes to a {cond.written[0].label}. It may only read; write in "
             "`body_fun`."
         )
-    before = _initial(body)
-    check_carry(body.written, before, body.out_shape[1], "while_loop")
-    used = dict.fromkeys([*cond.cells, *body.cells])
-    constants = {c: read(c) for c in used if c not in body.written}
-
-    def call(program: Program, carry: Any) -> tuple[Any, list[Any]]:
-        now = {**constants, **dict(zip(body.written, carry[0]))}
-        return program([now[c] for c in program.cells], (carry[1],), {})
-
-    def step(carry: Any) -> Any:
-        out, new = call(body, carry)
-        return _like(new, carry[0]), out
-
-    after, out = loop(lambda carry: call(cond, carry)[0], step, (before, init_val))
-    write_all(body.written, after)
+    after, out = loop(
+        lambda carry: threaded.call(cond, *carry)[1],
+        lambda carry: threaded.call(body, *carry),
+        (threaded.before, init_val),
+    )
+    write_all(threaded.written, after)
     return out
 
 
+# Branches.
+
+
 def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> Any:
-    """`jax.lax.cond` of functions that use cells. A cell that only one of them writes stays as it
-    is with the other.
-
-    **Arguments:**
-
-    - `pred`: a single bool, or a number that counts as true unless it is 0.
-    - `true_fun`, `false_fun`: functions of the operands, of which one runs.
-    - `operands`: their arguments.
-
-    **Returns:**
-
-    What the function returns that ran.
-
-    **Raises:**
-
-    `TypeError` if `pred` is no such thing, or the functions write values of another shape.
+    """`jax.lax.cond` of functions that use cells: [brainstate's
+    `cond`](https://brainstate.readthedocs.io). A cell that only one of them writes stays as it is
+    with the other. A number counts as true unless it is 0.
     """
     if not (callable(true_fun) and callable(false_fun)):
         raise TypeError("`cond` takes two functions, `true_fun` and `false_fun`.")
@@ -275,21 +300,12 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any) -> 
     if np.dtype(jnp.result_type(pred)).kind not in "biuf":
         raise TypeError(f"The predicate of `cond` is a bool or a number, not {pred!r}.")
     index = jnp.asarray(pred).astype(bool).astype(int)
-    return _branch(index, (false_fun, true_fun), operands, "cond")
+    return _branch("cond", index, (false_fun, true_fun), operands)
 
 
 def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
-    """`jax.lax.switch` of functions that use cells.
-
-    **Arguments:**
-
-    - `index`: which of the branches runs; beyond the ends, the nearest.
-    - `branches`: functions of the operands.
-    - `operands`: their arguments.
-
-    **Returns:**
-
-    What the branch returns that ran.
+    """`jax.lax.switch` of functions that use cells: [brainstate's
+    `switch`](https://brainstate.readthedocs.io).
     """
     branches = tuple(branches)
     if not all(callable(branch) for branch in branches):
@@ -298,28 +314,16 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -
         raise ValueError("`switch` needs a branch to choose.")
     if np.ndim(index) != 0 or np.dtype(jnp.result_type(index)).kind not in "iu":
         raise TypeError(f"The index of `switch` is a single integer, not {index!r}.")
-    if len(branches) == 1:
-        return branches[0](*operands)
-    return _branch(index, branches, operands, "switch")
+    return _branch("switch", index, branches, operands)
 
 
 def ifelse(
-    conditions: Sequence[Any],
-    branches: Sequence[Callable[..., Any]],
-    *operands: Any,
+    conditions: Sequence[Any], branches: Sequence[Callable[..., Any]], *operands: Any,
     check_cond: bool = True,
-) -> Any:
-    """Runs the branch whose condition is true.
-
-    **Arguments:**
-
-    - `conditions`: as many bools as there are branches, of which one is true.
-    - `branches`: functions of the operands.
-    - `check_cond`: whether to check, when the program runs, that exactly one is.
-
-    **Raises:**
-
-    `RuntimeError` if not exactly one condition is true.
+) -> Any:  # fmt: skip
+    """Runs the branch whose condition is true: [brainstate's
+    `ifelse`](https://brainstate.readthedocs.io). If it is not exactly one, there is a
+    `RuntimeError` when the program runs.
     """
     branches = tuple(branches)
     if not all(callable(branch) for branch in branches):
@@ -335,63 +339,16 @@ def ifelse(
     if check_cond:
         true = eqx.error_if(true, true.sum() != 1, "Exactly one condition of `ifelse` is true.")
     index = jnp.where(true.any(), jnp.argmax(true), len(branches) - 1)
-    return switch(index, branches, *operands)
+    return _branch("ifelse", index, branches, operands)
 
 
-def _branch(index: Any, branches: Sequence[Callable[..., Any]], operands: tuple, name: str) -> Any:
-    programs = [capture(branch, operands, closed=False) for branch in branches]
-    written = tuple(dict.fromkeys(cell for p in programs for cell in p.written))
-    before = [read(cell) for cell in written]
-    for k, cell in enumerate(written):  # what no branch writes stays, so that all must agree
-        new = [dict(zip(p.written, p.out_shape[1])).get(cell) for p in programs]
-        first = before[k] if None in new else new[0]
-        for value in new:
-            if value is not None and not (_is_weak(first) or _is_weak(value)):  # JAX promotes these
-                check_carry([cell], [first], [value], name)
-
-    def branch(program: Program) -> Callable:
-        def run(before: Any, operands: Any) -> Any:
-            out, new = program([], operands, {})
-            now = {**dict(zip(written, before)), **dict(zip(program.written, new))}
-            return out, [now[cell] for cell in written]
-
-        return run
-
-    out, after = jax.lax.switch(index, [branch(p) for p in programs], before, operands)
-    write_all(written, after)
+def _branch(name: str, index: Any, branches: Sequence[Callable], operands: tuple) -> Any:
+    if len(branches) == 1:
+        return branches[0](*operands)
+    if _in_python(index):
+        return branches[min(max(int(index), 0), len(branches) - 1)](*operands)
+    threaded = _Threaded(name, branches, operands, closed=False)
+    calls = [partial(threaded.call, program) for program in threaded.programs]
+    after, out = jax.lax.switch(index, calls, threaded.before, *operands)
+    write_all(threaded.written, after)
     return out
-
-
-def _initial(program: Program) -> list[Any]:
-    """The values that a loop starts from, as arrays."""
-    return [
-        _promoted(value, new) for value, new in zip(read_all(program.written), program.out_shape[1])
-    ]
-
-
-def _is_weak(tree: Any) -> bool:
-    leaves = [x if hasattr(x, "weak_type") else jax.typeof(x) for x in jax.tree.leaves(tree)]
-    return any(getattr(x, "weak_type", False) for x in leaves)
-
-
-def _promoted(value: Any, new: Any) -> Any:
-    """A value as arrays; a Python number of the dtype that the loop writes, as `jax.lax.scan`
-    would have it.
-    """
-    if jax.tree.structure(value) != jax.tree.structure(new):
-        return jax.tree.map(jnp.asarray, value)
-
-    def promote(x: Any, like: Any) -> Any:
-        x = jnp.asarray(x)
-        return (
-            x.astype(like.dtype)
-            if _is_weak(x) and jnp.result_type(x, like.dtype) == like.dtype
-            else x
-        )
-
-    return jax.tree.map(promote, value, new)
-
-
-def _like(new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
-    """New values with the container types of the old ones."""
-    return [jax.tree.unflatten(jax.tree.structure(o), jax.tree.leaves(n)) for n, o in zip(new, old)]

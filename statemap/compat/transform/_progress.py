@@ -6,50 +6,41 @@ from typing import Any
 
 import jax
 
+from .._frames import is_cell
+
 
 class ProgressBar:
-    """Shows how far a loop has come, with [tqdm](https://tqdm.github.io).
-
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import transform
-
-    bar = transform.ProgressBar(freq=25, desc="steps")
-    transform.for_loop(lambda x: x + 1, jnp.arange(100), pbar=bar)
-    ```
+    """Shows how far a loop has come, with [tqdm](https://tqdm.github.io), which takes the other
+    `kwargs`: [brainstate's `ProgressBar`](https://brainstate.readthedocs.io). It is updated every
+    `freq` steps, or `count` times in all (20). `desc` is a text; or a format and a function, from
+    `{"i": ..., "carry": ..., "y": ...}` to the dictionary that fills it, which may read cells.
     """
 
     def __init__(
-        self,
-        freq: int | None = None,
-        count: int | None = None,
-        desc: str | tuple[str, Callable[[dict[str, Any]], Any]] | None = None,
-        print_freq: int | None = None,
-        **kwargs: Any,
-    ):
-        """**Arguments:**
-
-        - `freq`: it is updated every so many steps.
-        - `count`: it is updated so many times in all. By default, 20 times.
-        - `desc`: what it says; or a format and a function from `{"i": ..., "carry": ...,
-            "y": ...}` to the dictionary that fills it.
-        - `print_freq`: an older name of `freq`.
-        - `kwargs`: for `tqdm.tqdm`.
-        """
+        self, freq: int | None = None, count: int | None = None, desc: Any = None,
+        print_freq: int | None = None, **kwargs: Any,
+    ):  # fmt: skip
         freq = freq if freq is not None else print_freq
         if freq is not None and count is not None:
             raise ValueError("A ProgressBar takes `freq` or `count`, not both.")
         for name, value in (("freq", freq), ("count", count)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` is a positive integer, not {value!r}.")
-        self.freq = freq
-        self.count: int | None = 20 if freq is None and count is None else count
+        if isinstance(desc, (tuple, list)) and len(desc) != 2:
+            raise ValueError(f"`desc` is a text, or a format and a function, not {desc!r}.")
+        text, fill = desc if isinstance(desc, (tuple, list)) else (desc, repr)
+        if not isinstance(text, str | None) or not callable(fill):
+            raise TypeError(f"`desc` is a text, or a format and a function, not {desc!r}.")
+        self.print_freq, self.print_count = freq, count
         self.desc = desc
-        self.kwargs = kwargs
+        self.kwargs = {k: v for k, v in kwargs.items() if k not in _OURS}
+
+
+_OURS = ("total", "mininterval", "maxinterval", "miniters")  # of tqdm's arguments
 
 
 def with_progress(body: Callable, pbar: ProgressBar | int, steps: int) -> Callable:
-    """The body of a scan that updates a bar."""
+    """The body of a scan that updates a bar. It carries the number of the step as well."""
     if isinstance(pbar, int) and not isinstance(pbar, bool):
         pbar = ProgressBar(freq=pbar)
     if not isinstance(pbar, ProgressBar):
@@ -58,28 +49,32 @@ def with_progress(body: Callable, pbar: ProgressBar | int, steps: int) -> Callab
         tqdm = importlib.import_module("tqdm").tqdm
     except ImportError:
         raise ImportError("`pbar` draws with tqdm: pip install tqdm.") from None
-    freq = pbar.freq or max(steps // (pbar.count or 1), 1)
-    text, fill = pbar.desc if isinstance(pbar.desc, tuple) else (pbar.desc, None)
+    freq = pbar.print_freq or max(steps // (pbar.print_count or 20), 1)
+    text, fill = pbar.desc if isinstance(pbar.desc, (tuple, list)) else (pbar.desc, None)
     bars: list[Any] = []
-    done = 0
 
-    def show(shown: dict[str, Any]) -> None:
-        nonlocal done
-        if not bars:
-            bars.append(tqdm(total=steps, **pbar.kwargs))
-        done += 1
+    def show(i: Any, shown: dict[str, Any]) -> None:
+        if i == 0:
+            bars[:] = [tqdm(total=steps, **pbar.kwargs)]
+        if text is not None:
+            bars[0].set_description(text.format(**shown) if fill else text)
+        done = int(i) + 1
         if done % freq == 0 or done == steps:
-            if text is not None:
-                bars[0].set_description(text.format(**shown) if fill else text)
             bars[0].update(done - bars[0].n)
         if done == steps:
             bars.pop().close()
-            done = 0
 
-    def counted(carry: Any, x: Any) -> tuple[Any, Any]:
+    def counted(carry: tuple[Any, Any], x: Any) -> tuple[Any, Any]:
+        i, carry = carry
         carry, y = body(carry, x)
-        shown = fill({"i": done, "carry": carry[1], "y": y}) if fill else {}
-        jax.debug.callback(show, shown, ordered=True)
-        return carry, y
+        shown = fill({"i": i, "carry": carry, "y": y}) if fill else {}
+        if not isinstance(shown, dict):
+            raise TypeError(f"The function in `desc` returns a dictionary, not {shown!r}.")
+        shown = {k: v.value if is_cell(v) else v for k, v in shown.items()}
+        now = (i == 0) | ((i + 1) % freq == 0) | (i == steps - 1)
+        tell = lambda: jax.debug.callback(show, i, shown, ordered=True)
+        jax.lax.cond(now, tell, lambda: None)
+        return (i + 1, carry), y
 
+    counted.__wrapped__ = body  # pyright: ignore
     return counted
