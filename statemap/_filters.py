@@ -149,14 +149,14 @@ def filter_key(predicate: Predicate, on_death: AnyType = None) -> Hashable:
 class Any(_Several):
     """Matches what at least one of the filters matches."""
 
-    def __call__(self, path: Path, state: State) -> bool:
+    def __call__(self, path: Path, state: AnyType) -> bool:
         return any(p(path, state) for p in self.predicates)
 
 
 class All(_Several):
     """Matches what every one of the filters matches."""
 
-    def __call__(self, path: Path, state: State) -> bool:
+    def __call__(self, path: Path, state: AnyType) -> bool:
         return all(p(path, state) for p in self.predicates)
 
 
@@ -166,7 +166,7 @@ class Not(_Several):
     def __init__(self, filter: Filter, /):
         super().__init__(filter)
 
-    def __call__(self, path: Path, state: State) -> bool:
+    def __call__(self, path: Path, state: AnyType) -> bool:
         return not self.predicates[0](path, state)
 
 
@@ -174,7 +174,7 @@ class Not(_Several):
 class Everything:
     """Matches every state."""
 
-    def __call__(self, path: Path, state: State) -> bool:
+    def __call__(self, path: Path, state: AnyType) -> bool:
         return True
 
 
@@ -182,7 +182,7 @@ class Everything:
 class Nothing:
     """Matches no state."""
 
-    def __call__(self, path: Path, state: State) -> bool:
+    def __call__(self, path: Path, state: AnyType) -> bool:
         return False
 
 

@@ -1,15 +1,27 @@
-"""Cells: mutable states, with the classes and the behaviour of `brainstate.State`."""
+"""Cells: mutable states, with the classes and the behaviour of `brainstate.State`, whose methods
+[its page](https://brainstate.readthedocs.io) documents.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TYPE_CHECKING
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ._errors import TraceContextError
-from ._frames import Cell, DEAD, has_tracer, local, peek, read, trace_state, Unbatched, write
+from ._frames import (
+    Cell,
+    DEAD,
+    has_tracer,
+    is_cell,
+    local,
+    peek,
+    read,
+    trace_state,
+    Unbatched,
+    write,
+)
 
 
 if TYPE_CHECKING:
@@ -27,15 +39,6 @@ S = TypeVar("S", bound="State[Any]")
 class State(Cell, Generic[A]):
     """A mutable cell that holds a pytree. (After `brainstate.State`.)
 
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import ShortTermState
-
-    v = ShortTermState(jnp.zeros(3), name="v", tag="membrane")
-    v.value = v.value + 1.0
-    assert v.value.sum() == 3
-    ```
-
     Under the transforms of [`statemap.compat.transform`][] reading and writing `.value` does
     what it seems to do. Under those of JAX it is refused where it could not.
     """
@@ -50,15 +53,9 @@ class State(Cell, Generic[A]):
         tag: str | Iterable[str] | None = None,
         **metadata: Any,
     ):
-        """**Arguments:**
-
-        - `value`: a pytree, or another cell, whose value is taken.
-        - `name`: a name.
-        - `tag`: a label, or several, for filters.
-        - `metadata`: attributes of the cell.
-        """
+        """Of a pytree, or of another cell, whose value is taken; `metadata` become attributes."""
         vars(self).update(metadata)
-        self._value = value.value if isinstance(value, State) else value
+        self._value = maybe_state(value)
         self._name = name
         self.tag = {tag} if isinstance(tag, str) else None if tag is None else set(tag)
         self._been_writen = False
@@ -73,7 +70,7 @@ class State(Cell, Generic[A]):
 
     @value.setter
     def value(self, value: Any) -> None:
-        if isinstance(value, State):
+        if is_cell(value):
             raise ValueError(
                 f"The value of a {self.label} can't be a State.\n"
                 "Wrong:  a.value = b\n"
@@ -84,17 +81,8 @@ class State(Cell, Generic[A]):
         self._receive(value)
 
     def restore_value(self, value: Any) -> None:
-        """Sets the value, without counting as a write, so that transforms do not carry it out.
-
-        **Arguments:**
-
-        - `value`: a pytree of the same structure.
-
-        **Raises:**
-
-        `ValueError` if the structure of the pytree is another one.
-        """
-        if isinstance(value, State):
+        """Sets the value, without counting as a write, so that transforms do not carry it out."""
+        if is_cell(value):
             raise ValueError(f"The value of a {self.label} can't be a State; give its `.value`.")
         self._check_tree(value)
         write(self, value, restore=True)
@@ -135,25 +123,11 @@ class State(Cell, Generic[A]):
         self._level += 1
 
     def add_tag(self, tag: str) -> None:
-        """Adds a label.
-
-        **Arguments:**
-
-        - `tag`: the label.
-        """
+        """Adds a label."""
         self.tag = (self.tag or set()) | {tag}
 
     def value_call(self, func: Callable[[Any], Any]) -> Any:
-        """`func` of each array of the value.
-
-        **Arguments:**
-
-        - `func`: a function of an array.
-
-        **Returns:**
-
-        A pytree like the value.
-        """
+        """`func` of each array of the value."""
         return jax.tree.map(func, self.value)
 
     def numel(self) -> int:
@@ -171,18 +145,10 @@ class State(Cell, Generic[A]):
         return new
 
     def replace(self: S, value: Any = ..., **metadata: Any) -> S:
-        """A copy with another value, or other attributes.
-
-        **Arguments:**
-
-        - `value`: the value; or a cell of the same class, which is returned.
-        - `metadata`: attributes by name.
-
-        **Raises:**
-
-        `ValueError` if `value` is a cell of another class.
+        """A copy with another value, or other attributes. A cell of the same class as the value is
+        what is returned.
         """
-        if isinstance(value, State):
+        if is_cell(value):
             if type(value) is not type(self):
                 raise ValueError(
                     f"A {type(self).__name__} can't be replaced by a {type(value).__name__}."
@@ -195,16 +161,7 @@ class State(Cell, Generic[A]):
         return new
 
     def copy_from(self, other: "State") -> None:
-        """Takes value, name, tag and attributes of another cell of the same class.
-
-        **Arguments:**
-
-        - `other`: the cell.
-
-        **Raises:**
-
-        `ValueError` if it is of another class.
-        """
+        """Takes value, name, tag and attributes of another cell of the same class."""
         if type(self) is not type(other):
             raise ValueError(
                 f"A {type(self).__name__} can't be copied from a {type(other).__name__}."
@@ -257,7 +214,8 @@ class HiddenState(ShortTermState[A]):
     """The hidden state of a recurrent layer: a single array."""
 
     def __init__(self, value: A, name: str | None = None, **kwargs: Any):
-        if not isinstance(value, (jax.Array, np.ndarray)):
+        arrays = jax.tree.leaves(value)  # one, though it may have a unit around it
+        if not hasattr(value, "shape") or not isinstance(arrays[0], (jax.Array, np.ndarray)):
             raise TypeError(
                 f"The value of a HiddenState is a single array, not {value!r} of type "
                 f"`{type(value).__name__}`. For a number: `jnp.asarray(...)`."
@@ -267,7 +225,7 @@ class HiddenState(ShortTermState[A]):
     @property
     def varshape(self) -> tuple[int, ...]:
         """The shape of the value."""
-        return jnp.shape(self.value)  # pyright: ignore
+        return self.value.shape  # pyright: ignore
 
     @property
     def num_state(self) -> int:
@@ -296,10 +254,5 @@ class FakeState:
 
 
 def maybe_state(value: Any) -> Any:
-    """The value of a cell, and anything else as it is.
-
-    **Arguments:**
-
-    - `value`: a cell, or anything else.
-    """
-    return value.value if isinstance(value, State) else value
+    """The value of a cell, and anything else as it is."""
+    return value.value if is_cell(value) else value

@@ -1,5 +1,14 @@
 """Settings of a run, such as the time step `dt`: of a thread, or of a `with` block. (After
-`brainstate.environ`.)
+`brainstate.environ`, whose arguments [its page](https://brainstate.readthedocs.io) documents.)
+
+```python
+from statemap.compat import environ
+
+environ.set(dt=0.1)
+with environ.context(dt=0.5, t=2.0):
+    assert environ.get("dt") == 0.5 and environ.get("t") == 2.0
+assert environ.pop("dt") == 0.1
+```
 """
 
 import contextlib
@@ -53,18 +62,7 @@ _local = _Local()
 
 
 def get(key: Hashable, default: Any = _MISSING, desc: str | None = None) -> Any:
-    """A setting: that of the innermost `context` that has it, or what was `set`.
-
-    **Arguments:**
-
-    - `key`: its name.
-    - `default`: what to give where it is not set.
-    - `desc`: what it is, for the error.
-
-    **Raises:**
-
-    `KeyError` if it is not set and there is no default.
-    """
+    """A setting: that of the innermost `context` that has it, or what was `set`."""
     if key == PLATFORM:
         return get_platform()
     if key == HOST_DEVICE_COUNT:
@@ -101,28 +99,9 @@ def set(
     dt: Any = None,
     **kwargs: Any,
 ) -> None:
-    """Sets settings, for this thread.
-
-    **Arguments:**
-
-    - `platform`, `host_device_count`, `precision`: as `set_platform`,
-        `set_host_device_count` and `set_precision`.
-    - `dt`: the time step, a number.
-    - `**kwargs`: any others.
-
-    ```python
-    from statemap.compat import environ
-
-    environ.set(dt=0.1)
-    assert environ.get_dt() == 0.1
-    with environ.context(dt=0.5, t=2.0):
-        assert environ.get("dt") == 0.5 and environ.get("t") == 2.0
-    assert environ.pop("dt") == 0.1
-    ```
-    """
-    if dt is not None and (
-        not hasattr(dt, "__float__") and not hasattr(dt, "ndim") or getattr(dt, "ndim", 0) != 0
-    ):
+    """Sets settings, for this thread. `dt` is a number, which may have a unit."""
+    is_number = hasattr(dt, "__float__") or hasattr(dt, "ndim")
+    if dt is not None and not (is_number and np.ndim(dt) == 0):
         raise TypeError(f"`dt` is a number, not {dt!r}.")
     if precision is not None:
         set_precision(precision)
@@ -137,18 +116,7 @@ def set(
 
 
 def pop(key: Hashable, default: Any = _MISSING) -> Any:
-    """Takes a setting back, and gives its value.
-
-    **Arguments:**
-
-    - `key`: its name.
-    - `default`: what is returned if it is not set.
-
-    **Raises:**
-
-    `ValueError` within a `context` that has it; `KeyError` if it is not set and there is no
-    default.
-    """
+    """Takes a setting back, and gives its value. Not within a `context` that has it."""
     if any(key in frame for frame in _local.contexts):
         raise ValueError(f"`{key}` is set by a `context` that is still open; it ends with that.")
     value = _local.settings.pop(key, default)
@@ -169,16 +137,7 @@ def reset() -> None:
 
 @contextlib.contextmanager
 def context(**kwargs: Any) -> Iterator[dict[Hashable, Any]]:
-    """Sets settings for a `with` block, and gives all of them.
-
-    **Arguments:**
-
-    - `kwargs`: the settings by name, such as `dt=0.1`.
-
-    **Raises:**
-
-    `ValueError` for `platform` and `host_device_count`, which JAX has for good.
-    """
+    """Sets settings for a `with` block, and gives all of them."""
     for key in (PLATFORM, HOST_DEVICE_COUNT):
         if key in kwargs:
             raise ValueError(f"`{key}` can't change for a block; use `environ.set_{key}(...)`.")
@@ -206,12 +165,7 @@ def get_platform() -> str:
 
 
 def set_platform(platform: str) -> None:
-    """Chooses the platform. Before JAX is first used.
-
-    **Arguments:**
-
-    - `platform`: `"cpu"`, `"gpu"` or `"tpu"`.
-    """
+    """Chooses the platform. Before JAX is first used."""
     if platform not in SUPPORTED_PLATFORMS:
         raise ValueError(f"`platform` is one of {SUPPORTED_PLATFORMS}, not {platform!r}.")
     jax.config.update("jax_platform_name", platform)
@@ -225,12 +179,7 @@ def get_host_device_count() -> int:
 
 
 def set_host_device_count(n: int) -> None:
-    """Has the CPU taken for several devices. Before JAX is first used.
-
-    **Arguments:**
-
-    - `n`: how many.
-    """
+    """Has the CPU taken for several devices. Before JAX is first used."""
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"A number of devices is a positive int, not {n!r}.")
     flags = re.sub(rf"{_COUNT_FLAG}=\S+", "", os.environ.get("XLA_FLAGS", "")).split()
@@ -241,10 +190,6 @@ def set_host_device_count(n: int) -> None:
 def set_precision(precision: int | str) -> None:
     """Sets the number of bits of `dftype()` and the like. With 64 JAX has its 64-bit types, and
     without does not.
-
-    **Arguments:**
-
-    - `precision`: 8, 16, 32, 64 or `"bf16"`.
     """
     jax.config.update("jax_enable_x64", _bits(precision) == 64)
     _local.settings[PRECISION] = precision
@@ -256,50 +201,44 @@ def get_precision() -> int:
     return _bits(get(PRECISION))
 
 
+# By precision: of floating-point numbers, integers, integers that are not negative and complex
+# numbers; and how far two numbers that should be equal may be apart.
+_NUMBERS: dict[str, tuple[Any, Any, Any, Any, np.ndarray]] = {
+    "8": (jnp.float8_e5m2, np.int8, np.uint8, np.complex64, np.asarray(1e-2, np.float16)),
+    "16": (np.float16, np.int16, np.uint16, np.complex64, np.asarray(1e-2, np.float16)),
+    "bf16": (jnp.bfloat16, np.int16, np.uint16, np.complex64, np.asarray(1e-2, np.float16)),
+    "32": (np.float32, np.int32, np.uint32, np.complex64, np.asarray(1e-5, np.float32)),
+    "64": (np.float64, np.int64, np.uint64, np.complex128, np.asarray(1e-12, np.float64)),
+}
+
+
 def dftype() -> Any:
     """The dtype of floating-point numbers."""
-    precision = get(PRECISION)
-    if precision == "bf16":
-        return jnp.bfloat16
-    return {8: jnp.float8_e5m2, 16: np.float16, 32: np.float32, 64: np.float64}[_bits(precision)]
+    return _NUMBERS[str(get(PRECISION))][0]
 
 
 def ditype() -> Any:
     """The dtype of integers."""
-    return {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}[get_precision()]
+    return _NUMBERS[str(get(PRECISION))][1]
 
 
 def dutype() -> Any:
     """The dtype of integers that are not negative."""
-    return {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}[get_precision()]
+    return _NUMBERS[str(get(PRECISION))][2]
 
 
 def dctype() -> Any:
     """The dtype of complex numbers."""
-    return np.complex128 if get_precision() == 64 else np.complex64
+    return _NUMBERS[str(get(PRECISION))][3]
 
 
 def tolerance() -> np.ndarray:
     """How far two numbers that should be equal may be apart."""
-    bits = get_precision()
-    if bits == 64:
-        return np.asarray(1e-12, np.float64)
-    return np.asarray(1e-5, np.float32) if bits == 32 else np.asarray(1e-2, np.float16)
+    return _NUMBERS[str(get(PRECISION))][4]
 
 
 def register_default_behavior(key: Any, behavior: Any, replace_if_exist: bool = False) -> None:
-    """Has a function called with each new value of a setting.
-
-    **Arguments:**
-
-    - `key`: the name of the setting.
-    - `behavior`: the function.
-    - `replace_if_exist`: whether it may take the place of another.
-
-    **Raises:**
-
-    `ValueError` if there is one already, unless `replace_if_exist`.
-    """
+    """Has a function called with each new value of a setting."""
     if not isinstance(key, str) or not callable(behavior):
         raise TypeError(f"Not the name of a setting and a function: {key!r}, {behavior!r}.")
     if key in _local.behaviours and not replace_if_exist:
@@ -337,6 +276,6 @@ def _behave(key: Hashable, value: Any) -> None:
 
 
 def _bits(precision: int | str) -> int:
-    if str(precision) not in map(str, SUPPORTED_PRECISIONS):
+    if str(precision) not in _NUMBERS:
         raise ValueError(f"`precision` is one of {SUPPORTED_PRECISIONS}, not {precision!r}.")
     return 16 if precision == "bf16" else int(precision)

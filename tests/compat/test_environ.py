@@ -223,3 +223,14 @@ def test_reads_within_reads():
         with environ.context(b=2), reads() as inner:
             environ.get("a"), environ.get("b")
     assert names(outer) == {"a"} and names(inner) == {"a", "b"}
+
+
+def test_settings_may_have_units():
+    unit = pytest.importorskip("brainunit")
+    dt = 0.1 * unit.ms
+    environ.set(dt=dt)
+    assert environ.get_dt() is dt
+    with environ.context(dt=2 * dt, t=jnp.ones(2) * unit.second):
+        assert environ.get_dt() == 0.2 * unit.ms and environ.get("t").shape == (2,)
+    with pytest.raises(TypeError, match="`dt` is a number, not"):
+        environ.set(dt=jnp.ones(2) * unit.ms)

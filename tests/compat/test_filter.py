@@ -196,3 +196,20 @@ def test_flat_dictionaries_are_pytrees():
 def test_flat_dictionaries_print():
     assert repr(util.FlattedDict()) == "{}"
     assert repr(util.FlattedDict({("a", 0): 1})) == "{\n  ('a', 0): 1,\n}"
+
+
+def test_nested_dictionaries():
+    nest = flat().to_nest()
+    assert type(nest) is util.NestedDict and nest.to_flat() == flat()
+    assert nest.layer1["w"] is W1 and util.FlattedDict.from_nest(nest) == flat()
+    params, rest = nest.split(ParamState, ...)
+    assert params.to_flat() == flat().filter(ParamState) and params | rest == nest
+    assert nest - params == rest and nest.filter(ParamState) == params
+    assert util.NestedDict.merge(params, rest.to_flat()) == nest
+    assert util.NestedDict.from_flat(flat()) == nest == util.nest_mapping(flat())
+    assert util.flat_mapping({"a": {"b": 1, "c": {}}}) == {("a", "b"): 1}
+    assert len(jax.tree.leaves(nest)) == 4 and type(nest.to_pure_dict()) is dict
+    with pytest.raises(AttributeError, match="absent"):
+        nest.absent
+    with pytest.raises(ValueError, match="`a` is a value, so that there can be no `a.b`"):
+        util.nest_mapping({("a",): 1, ("a", "b"): 2})

@@ -18,6 +18,9 @@ from statemap.compat import (
     State,
     transform,
 )
+from statemap.compat.nn._map import MapBehaviour
+from statemap.compat.nn._vmap import VmapBehaviour
+from statemap.compat.nn._walk import nodes, states
 from statemap.compat.util.filter import OfType, PathContains
 
 from .test_nn import Dot
@@ -91,7 +94,7 @@ def test_callers_are_bounded():
     made = population()
     for i in range(100):
         made.map(lambda module, x: x, out_axes=0)
-    assert len(made._kept.entries) == 64
+    assert len(made._kept) == 64
 
 
 def test_unhashable_options():
@@ -325,7 +328,7 @@ def test_mistakes_in_map():
     made = nn.Map(Cell(), init_map_size=np.int64(3))
     assert made.init_map_size == 3 and made.dict_vmap_states is None
     for call in (lambda: made(1), lambda: made.map("predict")):
-        with pytest.raises(ValueError, match=r"`Map\.\w+` comes after `init_all_states`"):
+        with pytest.raises(ValueError, match=r"`Map\.map` come after `init_all_states`"):
             call()
     with pytest.raises(AttributeError, match=r"`Cell` has no method `predikt`. .*`predict`"):
         made.map("predikt")
@@ -385,3 +388,78 @@ def test_vmap_of_cells_made_later():
 def test_vmap_takes_a_module():
     with pytest.raises(TypeError, match="`module` is a module, not a value of type `function`"):
         nn.Vmap(lambda x: x)
+
+
+def test_call_axes_that_contradict_those_of_init():
+    made = nn.Map(
+        Cell(), 4, init_state_axes={1: ParamState}, call_state_axes={0: PathContains("w")}
+    )
+    made.init_all_states(size=3)
+    x = jnp.ones((4, 3))
+    said = (
+        "`w` was made with members on axis 1, and `call_state_axes` takes them on axis 0, "
+        r"where its value of shape \(3, 4\) does not have 4"
+    )
+    for call in (made, made.map("predict")):
+        with pytest.raises(BatchAxisError, match=said):
+            call(x)
+    assert (made.module.v.value == 0).all()
+    made.module.w.value = made.module.w.value.T
+    np.testing.assert_array_equal(made(x), jnp.full(4, 4.0))
+    other = population().map("tick", in_axes=None, out_axes=None, state_axes={0: NonBatchState})
+    with pytest.raises(BatchAxisError, match="made without members, and `state_axes` takes them"):
+        other()
+
+
+def test_maps_of_any_class_of_modules():
+    class Outside:
+        """A module of a library of its own, with the methods that a `Map` needs."""
+
+        graph_invisible_attrs = ()
+
+        def __init__(self):
+            self.ready = True
+
+        def init_state(self, size=3):
+            self.v = ShortTermState(jnp.zeros(size))
+
+        def init_all_states(self, **kwargs):
+            self.init_state(**kwargs)
+
+        def nodes(self, *filters, **kwargs):
+            return nodes(self, *filters, **kwargs)
+
+        def states(self, *filters, **kwargs):
+            return states(self, *filters, **kwargs)
+
+        def __call__(self, *args):
+            return self.update(*args)
+
+        def update(self, x):
+            self.v.value = self.v.value + x
+            return self.v.value
+
+    class OutsideMap(MapBehaviour, Outside):
+        pass
+
+    class OutsideVmap(VmapBehaviour, Outside):
+        pass
+
+    made = OutsideMap(Outside(), 4)
+    made.init_all_states(size=2)
+    x = jnp.ones((4, 2))
+    assert made.ready and made(x).tolist() == x.tolist()
+    assert made.map("update")(x).tolist() == (2 * x).tolist() and len(made.states()) == 1
+    with pytest.raises(TypeError, match="`module` is a module, not the class `Outside`"):
+        OutsideMap(Outside, 4)
+    one = Outside()
+    one.v = ShortTermState(jnp.zeros((4, 2)))
+    mapped = OutsideVmap(one, vmap_states=..., vmap_out_states=...)
+    assert mapped(x).tolist() == x.tolist() == one.v.value.tolist()
+    for target in (Outside(), [Outside(), {"a": (Outside(),)}]):
+        assert nn.init_all_states(target, 5) is target
+        assert all(cell.value.shape == (5,) for cell in states(target).values())
+        nn.vmap_init_all_states(target, axis_size=2)
+        assert {cell.value.shape for cell in states(target).values()} == {(2, 3)}
+    with pytest.raises(AttributeError, match="The Outside has no method `absent`"):
+        nn.call_all_fns(Outside(), "absent")

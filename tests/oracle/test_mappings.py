@@ -236,6 +236,7 @@ def test_vmap2_new_states(bst):
         bst.ParamState,
         {1: bst.ParamState},
         {-1: bst.ParamState, 0: bst.ShortTermState},
+        {0: ..., 1: bst.ParamState},
     ):
         bst.random.seed(5)
         net = Net()

@@ -9,6 +9,8 @@ import pytest
 
 from statemap import compat
 from statemap.compat import environ, nn, transform, util
+from statemap.compat.nn._map import MapBehaviour
+from statemap.compat.nn._vmap import VmapBehaviour
 
 from .peer import brainstate
 
@@ -152,7 +154,10 @@ def test_flat_dictionaries():
     def program(lib):
         states = net(lib).states()
         params, rest = states.split(lib.ParamState, ...)
-        nest = dict(rest.to_nest())
+        nest = rest.to_nest()
+        assert type(nest).__name__ == "NestedDict" and nest.to_flat() == rest
+        assert paths(lib.util.FlattedDict.from_nest(nest)) == paths(rest)
+        assert nest.filter(lib.ParamState) == {} and nest.beta is states[("beta",)]
         joined = params | rest
         values = states.to_dict_values()
         states.assign_dict_values({k: v + 1 for k, v in values.items()})
@@ -362,3 +367,35 @@ def test_vmap_of_init():
         return shapes, [s.value for s in model.states().values()]
 
     both(program)
+
+
+def test_collectives_and_mappings_over_brainstates_modules():
+    class Leaf(brainstate.nn.Module):
+        def init_state(self, log):
+            log.append(self)
+
+    class Last(Leaf):
+        @brainstate.nn.call_order(1)
+        def init_state(self, log):
+            super().init_state(log)
+
+    class Net(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Last(), [Leaf(), {"c": Leaf()}]
+            self.node = brainstate.graph.Node()  # no module
+
+    class Map(MapBehaviour, brainstate.nn.Module):
+        pass
+
+    class Vmap(VmapBehaviour, brainstate.nn.Module):
+        pass
+
+    model, logs = Net(), ([], [])
+    brainstate.nn.call_all_fns(model, "init_state", (logs[0],), node_to_exclude=Net)
+    assert nn.call_all_fns(model, "init_state", (logs[1],), node_to_exclude=Net) is model
+    assert logs[0] == logs[1] == [*model.b[:1], model.b[1]["c"], model.a]
+    assert nn.init_all_states([Leaf(), (model.a,)], logs[0])[1] == (logs[0][-1],)
+    mapped = Map(model, 3, call_state_axes={0: brainstate.ParamState})
+    assert mapped.name is None and paths(mapped.nodes())[-2:] == [("module",), ()]
+    assert paths(Vmap(model, vmap_states="a").nodes())[-2:] == [("module",), ()]

@@ -1,4 +1,7 @@
-"""Calls a method of all modules in a module. (After `brainstate.nn.init_all_states` and others.)"""
+"""Calls a method of all modules in a module. (After `brainstate.nn.init_all_states` and others,
+whose arguments [its pages](https://brainstate.readthedocs.io) document.) The modules may be the
+shim's or brainstate's.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -9,8 +12,8 @@ import jax.numpy as jnp
 
 from ..._filters import Filter
 from ..transform import vmap_new_states
-from ._module import Module
-from ._walk import nodes
+from ..util.filter import to_predicate
+from ._walk import is_module, nodes
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -19,11 +22,7 @@ MAX_ORDER = 10
 
 def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F], F]:
     """Marks a method such as `init_state`: it is called after those without a mark, and those
-    with a lower `level`.
-
-    **Raises:**
-
-    `ValueError` if `level` is not from 0 to 9, unless `check_order_boundary` is False.
+    with a lower `level`, from 0 to 9.
     """
     if check_order_boundary and not 0 <= level < MAX_ORDER:
         raise ValueError(f"`level` is an int from 0 to {MAX_ORDER - 1}, not {level}.")
@@ -43,34 +42,20 @@ def call_all_fns(
     node_to_exclude: Filter = None,
     fn_if_not_exist: str = "raise",
 ) -> Any:
-    """Calls a method of a module and of all modules in it, the innermost first.
-
-    **Arguments:**
-
-    - `target`: the module.
-    - `fn_name`: the name of the method.
-    - `args`, `kwargs`: what it is called with. What is no tuple is one argument.
-    - `node_to_exclude`: a filter for modules to leave out.
-    - `fn_if_not_exist`: what to do about modules without it: `"raise"`, `"warn"` or `"pass"`.
-
-    **Returns:**
-
-    The module.
-
-    **Raises:**
-
-    `AttributeError` if a module lacks the method, `TypeError` if it is no method.
+    """Calls a method of a module and of all modules in it, the innermost first, and returns the
+    module. `args` that are no tuple are one argument. `fn_if_not_exist` says what to do about
+    modules without the method: `"raise"`, `"warn"` or `"pass"`.
     """
     if fn_if_not_exist not in ("raise", "warn", "pass", "none"):
         raise ValueError(
             f"`fn_if_not_exist` is 'raise', 'warn', 'pass' or 'none', not {fn_if_not_exist!r}."
         )
     args = args if isinstance(args, tuple) else (args,)
-    found = nodes(target).filter(Module)
-    if node_to_exclude is not None:
-        found -= found.filter(node_to_exclude)
+    is_excluded = to_predicate(node_to_exclude)
     ordered = []
-    for path, module in found.items():
+    for path, module in nodes(target).items():
+        if not is_module(module) or is_excluded(path, module):
+            continue
         method = getattr(module, fn_name, None)
         if method is None:
             at = f" at `{_dotted(path)}`" if path else ""
@@ -113,23 +98,18 @@ def vmap_call_all_fns(
     node_to_exclude: Filter = None,
     state_tag: str | None = None,
     fn_if_not_exist: str = "raise",
+    **new_states: Any,
 ) -> Any:
     """As `call_all_fns`, where each cell that is made gets `axis_size` lanes on axis 0, and each
-    lane random numbers of its own.
-
-    **Arguments:**
-
-    - `state_tag`: a tag for the cells that are made.
-
-    **Raises:**
-
-    `ValueError` if `axis_size` is not a positive int.
+    lane random numbers of its own. `new_states` are arguments of `transform.vmap_new_states`.
     """
+    if axis_size is None or axis_size < 1:
+        raise ValueError(f"`axis_size`, the number of lanes, is a positive int, not {axis_size}.")
 
     def call() -> None:
         call_all_fns(target, fn_name, args, kwargs, node_to_exclude, fn_if_not_exist)
 
-    vmap_new_states(call, axis_size=_lanes(axis_size), state_tag=state_tag)()
+    vmap_new_states(call, axis_size=axis_size, state_tag=state_tag, **new_states)()
     return target
 
 
@@ -140,15 +120,12 @@ def vmap_init_all_states(
     node_to_exclude: Filter = None,
     state_to_exclude: Filter = None,
     state_tag: str | None = None,
+    in_states: Any = None,
+    out_states: Any = None,
     **init_kwargs: Any,
 ) -> Any:
     """As `init_all_states`, where each cell that is made gets `axis_size` lanes on axis 0, and
     each lane random numbers of its own.
-
-    **Arguments:**
-
-    - `state_to_exclude`: a filter for cells to leave out.
-    - `state_tag`: a tag for the cells that are made.
 
     ```python
     import jax.numpy as jnp
@@ -162,17 +139,9 @@ def vmap_init_all_states(
     assert cell.v.value.shape == (5, 3)
     ```
     """
-
-    def init() -> None:
-        init_all_states(target, *init_args, node_to_exclude=node_to_exclude, **init_kwargs)
-
-    vmap_new_states(
-        init,
-        axis_size=_lanes(axis_size),
-        state_tag=state_tag,
-        state_to_exclude=state_to_exclude,
-    )()
-    return target
+    given = (target, "init_state", init_args, init_kwargs, axis_size, node_to_exclude, state_tag)
+    states = {"in_states": in_states, "out_states": out_states}
+    return vmap_call_all_fns(*given, state_to_exclude=state_to_exclude, **states)
 
 
 def vmap_reset_all_states(
@@ -186,24 +155,15 @@ def vmap_reset_all_states(
     """As `reset_all_states`, for modules whose `reset_state` makes cells: each gets `axis_size`
     lanes on axis 0.
     """
-    return vmap_call_all_fns(
-        target, "reset_state", reset_args, reset_kwargs, axis_size, node_to_exclude, state_tag
-    )
+    given = (target, "reset_state", reset_args, reset_kwargs, axis_size, node_to_exclude, state_tag)
+    return vmap_call_all_fns(*given)
 
 
 def assign_state_values(
-    target: Module, *state_by_abs_path: Mapping[Any, Any]
+    target: Any, *state_by_abs_path: Mapping[Any, Any]
 ) -> tuple[list[Any], list[Any]]:
-    """Gives the cells of a module values, by path.
-
-    **Arguments:**
-
-    - `target`: the module.
-    - `state_by_abs_path`: values by path, a tuple or a dotted string.
-
-    **Returns:**
-
-    The paths that the module does not have, and those of its cells for which there is no value.
+    """Gives the cells of a module values by path, a tuple or a dotted string. Returns the paths
+    that the module does not have, and those of its cells for which there is no value.
     """
     given = {_dotted(k): (k, v) for part in state_by_abs_path for k, v in part.items()}
     cells = {_dotted(k): (k, cell) for k, cell in target.states().items()}
@@ -217,9 +177,3 @@ def assign_state_values(
 
 def _dotted(path: Any) -> str:
     return ".".join(map(str, path)) if isinstance(path, tuple) else str(path)
-
-
-def _lanes(axis_size: int | None) -> int:
-    if axis_size is None or axis_size < 1:
-        raise ValueError(f"`axis_size`, the number of lanes, is a positive int, not {axis_size}.")
-    return axis_size

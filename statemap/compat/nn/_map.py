@@ -1,28 +1,149 @@
-"""`Map`: a module mapped over a population. (After `brainstate.nn.Map`.)"""
+"""`Map`: a module mapped over a population. (After `brainstate.nn.Map`, whose arguments
+[its page](https://brainstate.readthedocs.io) documents.)
+"""
 
 import functools
 import operator
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Hashable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ..._errors import near
-from ..._filters import Filter
-from .._cells import State
+from ..._values import dotted
+from .._errors import BatchAxisError
+from .._frames import peek
 from ..transform import pmap2, pmap2_new_states, vmap2, vmap2_new_states
-from ..util.filter import All, Any as AnyOf, IsCell, Not, Predicate, to_predicate
+from ..transform._prepared import parse_axes
+from ..util.filter import Predicate
 from ._module import Module
-from ._sequential import shown
-from ._walk import Kept
+from ._walk import is_module, shown
 
 
-Axis = int | None
 _KEPT = 64  # callers
 
 
-class Map(Module):
+class MapBehaviour:
+    """What a [`statemap.compat.nn.Map`][] does, over any class of modules that it is put before
+    as a base: modules with `nodes`, `states`, `init_all_states` and a call.
+    """
+
+    graph_invisible_attrs: ClassVar[tuple[str, ...]] = ("dict_vmap_states", "_kept")
+
+    def __init__(
+        self,
+        module: Any,
+        init_map_size: Any,
+        init_state_axes: Any = None,
+        state_tag: str | None = None,
+        in_axes: Any = 0,
+        out_axes: Any = 0,
+        axis_name: Hashable = None,
+        spmd_axis_name: Any = None,
+        call_state_axes: Any = None,
+        behavior: Any = "vmap",
+    ):
+        super().__init__()
+        if not is_module(module):
+            raise TypeError(f"`module` is a module, not {shown(module)}.")
+        if isinstance(init_map_size, bool) or not hasattr(init_map_size, "__index__"):
+            raise TypeError(f"`init_map_size`, a number of members, is an int: {init_map_size!r}.")
+        if operator.index(init_map_size) < 1:
+            raise ValueError(f"`init_map_size` is at least 1, not {init_map_size}.")
+        if behavior not in ("vmap", "pmap"):
+            raise ValueError(f"`behavior` is 'vmap' or 'pmap', not {behavior!r}.")
+        self.init_map_size: int = operator.index(init_map_size)
+        self.module: Any = module
+        self.state_tag = state_tag
+        self.in_axes = in_axes
+        self.out_axes = out_axes
+        self.axis_name = axis_name
+        self.spmd_axis_name = spmd_axis_name
+        self.call_state_axes = call_state_axes
+        self.init_state_axes = init_state_axes
+        self.behavior = behavior
+        # The cells of the members by their axis, once there are some.
+        self.dict_vmap_states: dict[int | None, list[Any]] | None = None
+        self._kept: dict[Any, MapCaller] = {}
+
+    def init_all_states(self, **kwargs: Any) -> None:  # pyright: ignore
+        """Makes the cells of all members, with these arguments of `module.init_all_states`."""
+        options: dict[str, Any] = dict(
+            state_tag=self.state_tag,
+            axis_size=self.init_map_size,
+            state_out_axes=self.init_state_axes,
+            axis_name=self.axis_name,
+        )
+        if self.behavior == "pmap":
+            made = pmap2_new_states(self.module, kwargs, **options)
+        else:
+            options["spmd_axis_name"] = self.spmd_axis_name
+            made = vmap2_new_states(self.module, kwargs, **options)
+        self.dict_vmap_states = made
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the module for every member. Comes after `init_all_states`."""
+        return self.map(self.module, self.in_axes, self.out_axes)(*args, **kwargs)
+
+    def map(
+        self,
+        fn: str | Callable[..., Any],
+        in_axes: Any = 0,
+        out_axes: Any = 0,
+        axis_name: Hashable = None,
+        state_axes: Any = None,
+    ) -> Callable[..., Any]:
+        """Another function of the module, mapped over the members: a method by its name, or a
+        function that is given the module first. Comes after `init_all_states`.
+
+        `state_axes` are for the cells that they match; the others are on the axes of calls.
+        `axis_name` is that of the `Map`, if it is left out.
+        """
+        if isinstance(fn, str):
+            fn = self._method(fn)
+        elif not callable(fn):
+            raise TypeError(f"`fn` is the name of a method or a function, not {fn!r}.")
+        if self.dict_vmap_states is None:
+            raise ValueError(
+                "`Map.update` and `Map.map` come after `init_all_states`, which makes the cells of "
+                "the members."
+            )
+        name = self.axis_name if axis_name is None else axis_name
+        given = [
+            *_entries(state_axes, "state_axes"),
+            *_entries(self.call_state_axes, "call_state_axes"),
+        ]
+        options = (self, fn, in_axes, out_axes, name, given)
+        leaves, treedef = jax.tree.flatten((in_axes, out_axes), is_leaf=lambda x: x is None)
+        key = (fn, *leaves, treedef, name, self.spmd_axis_name, *given)
+        try:
+            found = self._kept.get(key)
+        except TypeError:  # something in it has no hash
+            return MapCaller(*options)
+        if found is None:
+            found = self._kept.setdefault(key, MapCaller(*options))
+            if len(self._kept) > _KEPT:
+                self._kept.pop(next(iter(self._kept)), None)
+        return found
+
+    def _method(self, name: str) -> Callable[..., Any]:
+        try:
+            method = getattr(self.module, name)
+        except AttributeError:
+            known = [n for n in dir(type(self.module)) if not n.startswith("_")]
+            raise AttributeError(
+                f"`{type(self.module).__name__}` has no method `{name}`.{near(name, known)}"
+            ) from None
+        if not callable(method):
+            raise TypeError(f"`{name}` of {type(self.module).__name__} is no method: {method!r}.")
+        return method
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": {}}  # copies have cells of their own
+
+
+class Map(MapBehaviour, Module):
     """A module mapped over a population, whose members have cells of their own.
 
     ```python
@@ -46,263 +167,103 @@ class Map(Module):
     ```
     """
 
-    graph_invisible_attrs: ClassVar[tuple[str, ...]] = ("dict_vmap_states", "_kept")
-
-    def __init__(
-        self,
-        module: Any,
-        init_map_size: Any,
-        init_state_axes: Any = None,
-        state_tag: str | None = None,
-        in_axes: Any = 0,
-        out_axes: Any = 0,
-        axis_name: Hashable = None,
-        spmd_axis_name: Any = None,
-        call_state_axes: Any = None,
-        behavior: Any = "vmap",
-    ):
-        """**Arguments:**
-
-        - `module`: the module, which makes its cells in `init_state`.
-        - `init_map_size`: the number of members.
-        - `init_state_axes`: on which axes the members of the cells lie, a dictionary from axes to
-            filters; by default 0. A `NonBatchState` has no members.
-        - `state_tag`: a tag for the cells that are made.
-        - `in_axes`, `out_axes`: of calls, as for `transform.vmap2`.
-        - `axis_name`, `spmd_axis_name`: names for the members' axis, in initialisation, calls
-            and `map`.
-        - `call_state_axes`: axes of cells in calls, for those that these filters match; the others
-            are on the axes that they were made on.
-        - `behavior`: `"vmap"`, or `"pmap"` to lay the members over devices.
-
-        **Raises:**
-
-        `ValueError` for another `behavior` or a size below 1, `TypeError` for what is no module or
-        no size.
-        """
-        super().__init__()
-        if not isinstance(module, Module):
-            raise TypeError(f"`module` is a module, not {shown(module)}.")
-        if isinstance(init_map_size, bool) or not hasattr(init_map_size, "__index__"):
-            raise TypeError(f"`init_map_size`, a number of members, is an int: {init_map_size!r}.")
-        if operator.index(init_map_size) < 1:
-            raise ValueError(f"`init_map_size` is at least 1, not {init_map_size}.")
-        if behavior not in ("vmap", "pmap"):
-            raise ValueError(f"`behavior` is 'vmap' or 'pmap', not {behavior!r}.")
-        self.init_map_size: int = operator.index(init_map_size)
-        self.module: Any = module
-        self.state_tag = state_tag
-        self.in_axes = in_axes
-        self.out_axes = out_axes
-        self.axis_name = axis_name
-        self.spmd_axis_name = spmd_axis_name
-        self.call_state_axes = call_state_axes
-        self.init_state_axes = init_state_axes
-        self.behavior = behavior
-        # The cells of the members by their axis, once there are some.
-        self.dict_vmap_states: dict[Axis, list[State]] | None = None
-        self._kept = Kept()
-
-    def init_all_states(self, **kwargs: Any) -> None:  # pyright: ignore
-        """Makes the cells of all members.
-
-        **Arguments:**
-
-        - `**kwargs`: of `module.init_all_states`, the same for all members.
-        """
-        options: dict[str, Any] = dict(
-            state_tag=self.state_tag,
-            axis_size=self.init_map_size,
-            state_out_axes=self.init_state_axes,
-            axis_name=self.axis_name,
-        )
-        if self.behavior == "pmap":
-            made = pmap2_new_states(self.module, kwargs, **options)
-        else:
-            options["spmd_axis_name"] = self.spmd_axis_name
-            made = vmap2_new_states(self.module, kwargs, **options)
-        self.dict_vmap_states = made
-
-    def update(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the module for every member.
-
-        **Raises:**
-
-        `ValueError` before `init_all_states`.
-        """
-        self._initialised("update")
-        caller = self._caller(self.module, self.module, self.in_axes, self.out_axes, None, None)
-        return caller(*args, **kwargs)
-
-    def map(
-        self,
-        fn: str | Callable[..., Any],
-        in_axes: Any = 0,
-        out_axes: Any = 0,
-        axis_name: Hashable = None,
-        state_axes: Any = None,
-    ) -> Callable[..., Any]:
-        """Another function of the module, mapped over the members.
-
-        **Arguments:**
-
-        - `fn`: the name of a method; or a function, which is given the module first.
-        - `in_axes`, `out_axes`: as for `transform.vmap2`.
-        - `axis_name`: by default that of the `Map`.
-        - `state_axes`: a dictionary from axes to filters, for the cells that these match; the
-            others are on the axes of calls.
-
-        **Returns:**
-
-        A function of the other arguments.
-
-        **Raises:**
-
-        `ValueError` before `init_all_states`, `AttributeError` if the module has no such method.
-        """
-        if isinstance(fn, str):
-            fn = self._method(fn)
-        elif not callable(fn):
-            raise TypeError(f"`fn` is the name of a method or a function, not {fn!r}.")
-        bound = fn is self.module or getattr(fn, "__self__", None) is self.module
-        call = fn if bound else functools.partial(fn, self.module)
-        self._initialised("map")
-        return self._caller(fn, call, in_axes, out_axes, axis_name, state_axes)
-
-    def _method(self, name: str) -> Callable[..., Any]:
-        try:
-            method = getattr(self.module, name)
-        except AttributeError:
-            known = [n for n in dir(type(self.module)) if not n.startswith("_")]
-            raise AttributeError(
-                f"`{type(self.module).__name__}` has no method `{name}`.{near(name, known)}"
-            ) from None
-        if not callable(method):
-            raise TypeError(f"`{name}` of {type(self.module).__name__} is no method: {method!r}.")
-        return method
-
-    def _caller(
-        self,
-        fn: Any,
-        call: Callable[..., Any],
-        in_axes: Any,
-        out_axes: Any,
-        axis_name: Hashable,
-        state_axes: Any,
-    ) -> Callable[..., Any]:
-        """The caller of these, which keeps what was compiled for it. `call` goes with `fn`."""
-        if axis_name is None:
-            axis_name = self.axis_name
-        given = [*_entries(state_axes), *_entries(self.call_state_axes)]
-        new = MapCaller(self, call, in_axes, out_axes, axis_name, given)
-        try:
-            leaves, treedef = jax.tree.flatten((in_axes, out_axes), is_leaf=lambda x: x is None)
-            key = (fn, *leaves, treedef, axis_name, self.spmd_axis_name, *given)
-            kept = self._kept.entries
-            found = kept.setdefault(key, new)
-        except TypeError:  # something in it has no hash
-            return new
-        if len(kept) > _KEPT:
-            kept.pop(next(iter(kept)), None)
-        return found
-
-    def _initialised(self, what: str) -> None:
-        if self.dict_vmap_states is None:
-            raise ValueError(
-                f"`Map.{what}` comes after `init_all_states`, which makes the cells of the members."
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kept": Kept()}  # copies have cells of their own
-
 
 class MapCaller:
     """What `Map.map` returns: a function of the members, mapped."""
 
     def __init__(
         self,
-        owner: Map,
+        owner: Any,
         fn: Callable[..., Any],
         in_axes: Any,
         out_axes: Any,
         axis_name: Hashable,
-        given: list[tuple[Axis, Predicate]],
+        given: "list[Entry]",
     ):
-        self.in_axes = in_axes
-        self.out_axes = out_axes
-        self.axis_name = axis_name
+        bound = fn is owner.module or getattr(fn, "__self__", None) is owner.module
+        self.__wrapped__ = fn if bound else functools.partial(fn, owner.module)
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+        self.in_axes, self.out_axes, self.axis_name = in_axes, out_axes, axis_name
         self.behavior = owner.behavior
-        self._owner = owner
-        self._fn = fn
-        self._given = given
-        self._mapping: Any = None
-        self._made: Any = None
+        self._owner, self._given = owner, given
+        self._map()
 
-    @property
-    def __wrapped__(self) -> Callable[..., Any]:
-        return self._fn
-
-    @property
-    def state_axes(self) -> dict[Axis, Predicate]:
-        """The axes of the cells."""
-        return _merged(self._given, self._owner.dict_vmap_states or {})
-
-    @property
-    def map_fn(self) -> Any:
-        """The mapping: what `transform.vmap2` or `pmap2` returns."""
-        made = self._owner.dict_vmap_states
-        if self._made is not made:  # the first time, or `init_all_states` has made other cells
-            axes = self.state_axes
-            options: dict[str, Any] = dict(
-                in_axes=self.in_axes,
-                out_axes=self.out_axes,
-                axis_name=self.axis_name,
-                state_in_axes=axes,
-                state_out_axes=axes,
-            )
-            if self.behavior == "pmap":
-                n = self._owner.init_map_size
-                devices = jax.devices()[:n] if n < jax.device_count() else None
-                self._mapping = pmap2(self._fn, devices=devices, **options)
-            else:
-                options["spmd_axis_name"] = self._owner.spmd_axis_name
-                self._mapping = vmap2(self._fn, **options)
-            self._made = made
-        return self._mapping
+    def _map(self) -> None:
+        """Makes the mapping, with the axes of the cells that there are."""
+        self._made = made = self._owner.dict_vmap_states
+        axis_of = {cell: axis for axis, cells in made.items() for cell in cells}
+        axes = dict.fromkeys([*(entry.axis for entry in self._given), *made])
+        n = self._owner.init_map_size
+        self.state_axes = {axis: OnAxis(axis, self._given, axis_of, n) for axis in axes}
+        options: dict[str, Any] = dict(
+            in_axes=self.in_axes,
+            out_axes=self.out_axes,
+            axis_name=self.axis_name,
+            state_in_axes=self.state_axes,
+            state_out_axes=self.state_axes,
+        )
+        if self.behavior == "vmap":
+            spmd = self._owner.spmd_axis_name
+            self.map_fn = vmap2(self.__wrapped__, spmd_axis_name=spmd, **options)
+        else:
+            devices = jax.devices()[:n] if n < jax.device_count() else None
+            self.map_fn = pmap2(self.__wrapped__, devices=devices, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._made is not self._owner.dict_vmap_states:  # `init_all_states` has made others
+            self._map()
         return self.map_fn(*args, **kwargs)
 
     def __repr__(self) -> str:
-        inner = self._fn.func if isinstance(self._fn, functools.partial) else self._fn
-        name = getattr(inner, "__name__", type(inner).__name__)
         return (
-            f"MapCaller({name}, in_axes={self.in_axes!r}, out_axes={self.out_axes!r}, "
+            f"MapCaller({self.__name__}, in_axes={self.in_axes!r}, out_axes={self.out_axes!r}, "
             f"axis_name={self.axis_name!r}, behavior={self.behavior!r})"
         )
 
 
-def _entries(state_axes: Any) -> list[tuple[Axis, Predicate]]:
-    """A dictionary from axes to filters, or a filter for axis 0, as a list."""
-    if state_axes is None:
-        return []
-    spec: Mapping[Axis, Filter] = state_axes if isinstance(state_axes, Mapping) else {0: state_axes}
-    return [(axis, to_predicate(filter)) for axis, filter in spec.items()]
+class Entry(NamedTuple):
+    """The axis of the cells that a filter matches, and whose argument says so."""
+
+    axis: int | None
+    matches: Predicate
+    parameter: str
 
 
-def _merged(
-    given: list[tuple[Axis, Predicate]], made: dict[Axis, list[State]]
-) -> dict[Axis, Predicate]:
-    """What is given, in its order, and for what that does not match the axes of `made`.
+def _entries(axes: Any, parameter: str) -> list[Entry]:
+    return [Entry(axis, p, parameter) for axis, p in parse_axes(axes, parameter).items()]
 
-    An axis can be a key but once, so that the order is told by the filters.
+
+class OnAxis:
+    """Matches the cells that are mapped on an axis: those that the first entry that matches them
+    gives it, and of the others those that were made on it.
     """
-    terms = defaultdict(list)
-    before: list[Predicate] = []
-    for axis, matches in given:
-        terms[axis].append(All(matches, Not(before)) if before else matches)
-        before = [*before, matches]
-    for axis, cells in made.items():
-        theirs = IsCell(cells)
-        terms[axis].append(All(theirs, Not(before)) if before else theirs)
-    return {axis: each[0] if len(each) == 1 else AnyOf(*each) for axis, each in terms.items()}
+
+    def __init__(self, axis: int | None, given: list[Entry], made: dict[Any, Any], members: int):
+        self.axis, self.given, self.made, self.members = axis, given, made, members
+
+    def __call__(self, path: Any, cell: Any) -> bool:
+        made_on = self.made.get(cell, ...)
+        entry = next((e for e in self.given if e.matches(path, cell)), None)
+        if entry is None:
+            return made_on == self.axis
+        if made_on not in (..., entry.axis) and entry.axis is not None:
+            self._refuse_other(path, cell, made_on, entry)
+        return entry.axis == self.axis
+
+    def _refuse_other(self, path: Any, cell: Any, made_on: Any, entry: Entry) -> None:
+        """Refuses another axis than that a cell was made on, unless it has been given a value with
+        the members there.
+        """
+        axis: Any = entry.axis
+        for shape in map(jnp.shape, jax.tree.leaves(peek(cell))):
+            if self.members not in shape[axis : axis + 1 or None]:
+                made = "without members" if made_on is None else f"with members on axis {made_on}"
+                raise BatchAxisError(
+                    f"The {type(cell).__name__} `{dotted(path)}` was made {made}, and "
+                    f"`{entry.parameter}` takes them on axis {axis}, where its value of shape "
+                    f"{shape} does not have {self.members}. Give both the same axis."
+                )
+
+    def __repr__(self) -> str:
+        filters = [repr(e.matches) for e in self.given if e.axis == self.axis]
+        return " | ".join([*filters, f"<made on axis {self.axis}>"])

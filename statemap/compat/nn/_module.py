@@ -1,22 +1,25 @@
-"""`Module`: the base of models that hold cells. (After `brainstate.nn.Module`.)"""
+"""`Module`: the base of models that hold cells. (After `brainstate.nn.Module`, whose methods
+[its page](https://brainstate.readthedocs.io) documents.)
+"""
 
 import operator
 import reprlib
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from ..._filters import Filter
 from ..._state import State as CoreState
 from .._catch import catch_new_states
-from .._cells import ParamState, State
-from ._walk import MAX_LEVEL, Node, nodes, states
+from .._cells import ParamState
+from ._collective import init_all_states
+from ._walk import dotted_items, MAX_LEVEL, nodes, states
 
 
 Size = tuple[int, ...]
 
 
-class Module(Node):
+class Module:
     """A model, or a part of one: an object that holds cells and other modules in its attributes,
     in lists, tuples and dictionaries too.
 
@@ -39,15 +42,12 @@ class Module(Node):
     ```
     """
 
+    graph_invisible_attrs: ClassVar[tuple[str, ...]] = ()  # not looked through for cells
     _name: str | None = None
     _in_size: Size | None = None
     _out_size: Size | None = None
 
     def __init__(self, name: Any = None):
-        """**Arguments:**
-
-        - `name`: a name. It can't be changed.
-        """
         if name is not None and not isinstance(name, str):
             raise TypeError(f"The name of a module is a string, not {name!r}.")
         self._name = name
@@ -65,6 +65,7 @@ class Module(Node):
 
     @property
     def name(self) -> str | None:
+        """Its name, which can't be changed."""
         return self._name
 
     @property
@@ -103,35 +104,16 @@ class Module(Node):
         """Sets this module's own cells back. For subclasses to write."""
 
     def init_all_states(self, *args: Any, state_tag: str | None = None, **kwargs: Any) -> Any:
-        """Calls `init_state` of this module and all in it, the innermost first.
-
-        **Arguments:**
-
-        - `state_tag`: a tag for the cells that are made.
-        - `*args`, `**kwargs`: of `init_state`.
-
-        **Returns:**
-
-        A list-like object with the cells that were made.
+        """Calls `init_state` of this module and all in it, the innermost first. Returns a list of
+        the cells that were made.
         """
-        from ._collective import init_all_states  # which knows modules
-
         with catch_new_states(state_tag=state_tag) as catcher:
             init_all_states(self, *args, **kwargs)
         return catcher
 
     def states(self, *filters: Filter, allowed_hierarchy: tuple[int, int] = (0, MAX_LEVEL)) -> Any:
-        """The cells of this module and all in it, by path.
-
-        **Arguments:**
-
-        - `filters`: none for all cells, one, or several.
-        - `allowed_hierarchy`: the lowest and highest level; its own cells are at level 0.
-
-        **Returns:**
-
-        A `FlattedDict`, or with several filters a tuple of these, where a cell that several
-        filters match is in the first.
+        """The cells of this module and all in it, by path, in a `FlattedDict`; or with several
+        filters a tuple of these, where a cell that several match is in the first.
         """
         return states(self, *filters, allowed_hierarchy=allowed_hierarchy)
 
@@ -145,7 +127,7 @@ class Module(Node):
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
         """The same, with their names."""
-        return _named(self.nodes(Module, allowed_hierarchy=(1, 1)))
+        return dotted_items(self.nodes(Module, allowed_hierarchy=(1, 1)))
 
     def modules(self, include_self: bool = True) -> Iterator["Module"]:
         """All modules in this one."""
@@ -155,19 +137,17 @@ class Module(Node):
         self, prefix: str = "", include_self: bool = True
     ) -> Iterator[tuple[str, "Module"]]:
         """The same, with their names, such as `"layers.0"`."""
-        lowest = 0 if include_self else 1
-        return _named(self.nodes(allowed_hierarchy=(lowest, MAX_LEVEL)), prefix)
+        levels = (0 if include_self else 1, MAX_LEVEL)
+        return dotted_items(self.nodes(allowed_hierarchy=levels), prefix)
 
-    def parameters(self, recurse: bool = True) -> Iterator[State]:
+    def parameters(self, recurse: bool = True) -> Iterator[Any]:
         """The parameters of this module and, with `recurse`, of all in it."""
         return (cell for _, cell in self.named_parameters(recurse=recurse))
 
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True
-    ) -> Iterator[tuple[str, State]]:
+    def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Any]]:
         """The same, with their names."""
-        levels = (0, MAX_LEVEL) if recurse else (0, 0)
-        return _named(self.states(ParamState, allowed_hierarchy=levels), prefix)
+        levels = (0, MAX_LEVEL if recurse else 0)
+        return dotted_items(self.states(ParamState, allowed_hierarchy=levels), prefix)
 
     @reprlib.recursive_repr()
     def __repr__(self) -> str:
@@ -184,17 +164,10 @@ class ElementWiseBlock(Module):
     """A module whose outputs have the shape of its inputs."""
 
 
-def _named(found: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for path, x in found.items():
-        yield ".".join(map(str, (prefix, *path) if prefix else path)), x
-
-
 def _as_size(size: Any, parameter: str) -> Size | None:
     if size is None:
         return None
     try:
-        return tuple(
-            operator.index(n) for n in (size if isinstance(size, (tuple, list)) else [size])
-        )
+        return tuple(map(operator.index, size if isinstance(size, (tuple, list)) else [size]))
     except TypeError as error:
         raise TypeError(f"`{parameter}` is an int or a tuple of ints, not {size!r}.") from error

@@ -5,6 +5,7 @@ from typing import Any
 
 from .. import environ
 from ._module import ElementWiseBlock, Module
+from ._walk import shown
 
 
 class Sequential(Module):
@@ -132,10 +133,3 @@ class EnvironContext(Module):
     def add_context(self, **context: Any) -> None:
         """Adds settings."""
         self.context.update(context)
-
-
-def shown(x: Any) -> str:
-    """What messages call something that is no module."""
-    if isinstance(x, type):
-        return f"the class `{x.__name__}`; it takes an instance"
-    return f"a value of type `{type(x).__name__}`"

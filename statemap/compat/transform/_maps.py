@@ -38,6 +38,7 @@ def vmap2(
     state_in_axes: Any = None,
     state_out_axes: Any = None,
     unexpected_out_state_mapping: str | None = None,
+    chunk_size: int | None = None,
 ) -> Any:
     """Maps a function that uses cells over lanes. (After `brainstate.transform.vmap2`.)
 
@@ -71,7 +72,7 @@ def vmap2(
         axis 0; or `"auto"`: the same, but a cell that is read and written and whose first axis
         has the size of the map is taken lane by lane. By default `"raise"`, see
         [`statemap.compat.transform.set_default_policy`][].
-    - The others are those of [`statemap.vmap2`][].
+    - The others are those of [`statemap.vmap2`][], `chunk_size` among them.
 
     **Raises:**
 

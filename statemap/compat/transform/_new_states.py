@@ -1,4 +1,6 @@
-"""New cells, made in lanes; and `map`, one row after the other."""
+"""New cells, made in lanes; and `map`, one row after the other. (Their arguments are those of
+[brainstate](https://brainstate.readthedocs.io), but for what is told here.)
+"""
 
 import functools
 from collections.abc import Callable, Hashable
@@ -7,16 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..._axes import move_axis, normalise
 from ..._filters import Everything
 from .._catch import catch_new_states
-from .._cells import State
 from .._errors import BatchAxisError
-from .._frames import local, trace_state, Unbatched
-from ._jit import is_missing, MISSING
+from .._frames import Unbatched
+from ._jit import MISSING
 from ._loops import scan
-from ._mapping import StatefulMapping
 from ._maps import pmap2, vmap2
 from ._prepared import parse_axes
+
+
+NO_LANES = "INIT_NO_BATCHING"  # the tag that brainstate gives such cells of other classes
 
 
 def vmap2_new_states(
@@ -27,28 +31,15 @@ def vmap2_new_states(
     state_out_axes: Any = None,
     spmd_axis_name: Any = None,
     axis_name: Hashable = None,
-) -> dict[Any, list[State]]:
+) -> dict[Any, list[Any]]:
     """Makes the cells of a module once for each lane: calls `module.init_all_states` under
-    [`statemap.compat.transform.vmap2`][]. (After `brainstate.transform.vmap2_new_states`.)
+    [`statemap.compat.transform.vmap2`][]. Returns the cells by axis.
 
-    **Arguments:**
-
-    - `module`: what has `init_all_states`.
-    - `init_kwargs`: its keyword arguments.
-    - `state_tag`: a tag for the new cells.
-    - `axis_size`: the number of lanes.
-    - `state_out_axes`: on which axis the new cells have their lanes: a dictionary from axes to
-        filters, or one filter for axis 0. What no filter matches goes to axis 0. A
-        `NonBatchState` has no lanes.
-
-    **Returns:**
-
-    The new cells by axis, those without lanes under None.
-
-    **Raises:**
-
-    `ValueError` without an `axis_size`, or if filters give a cell two axes; `BatchAxisError` if
-    a cell without lanes differs between them.
+    `state_out_axes` says on which axis they have their lanes: a dictionary from axes to filters,
+    of which `...` takes what no other names, or one filter for axis 0. What no filter matches
+    goes to axis 0, too, and a `NonBatchState` has no lanes: it is under None. Filters that give a
+    cell two axes are a `ValueError`; a cell without lanes that differs between them is a
+    `BatchAxisError`. On any error the module is as it was.
     """
     if axis_size is None:
         raise ValueError(
@@ -65,12 +56,9 @@ def pmap2_new_states(
     axis_size: int | None = None,
     state_out_axes: Any = None,
     axis_name: Hashable = None,
-) -> dict[Any, list[State]]:
-    """[`statemap.compat.transform.vmap2_new_states`][] with the lanes laid over devices.
-
-    **Arguments:**
-
-    Those of `vmap2_new_states`. By default there are as many lanes as devices.
+) -> dict[Any, list[Any]]:
+    """[`statemap.compat.transform.vmap2_new_states`][] with the lanes laid over devices; by
+    default there are as many lanes as devices.
     """
     mapping = functools.partial(pmap2, axis_name=axis_name)
     return _of_module(module, init_kwargs, state_tag, axis_size, state_out_axes, mapping)
@@ -78,25 +66,24 @@ def pmap2_new_states(
 
 def _of_module(
     module: Any, kwargs: Any, tag: Any, axis_size: Any, axes: Any, mapping: Any
-) -> dict[Any, list[State]]:
+) -> dict[Any, list[Any]]:
     attributes = [(node, dict(vars(node))) for node in module.nodes().values()]
+    make = functools.partial(mapping, in_axes=None, axis_size=axis_size)
 
     def init() -> None:
         module.init_all_states(**kwargs)
 
     try:
-        make = functools.partial(mapping, in_axes=None, axis_size=axis_size)
-        _, cells = _in_lanes(init, (), make, 0, tag, None, axes)
+        return _in_lanes(init, (), make, 0, tag, None, axes)[1]
     except BaseException:
         for node, before in attributes:  # which hold new cells without a value
             vars(node).clear()
             vars(node).update(before)
         raise
-    return cells
 
 
 def vmap_new_states(
-    fun: Callable = MISSING,
+    fun: Any = MISSING,
     *,
     in_axes: Any = 0,
     out_axes: Any = 0,
@@ -109,14 +96,7 @@ def vmap_new_states(
     out_states: Any = None,
 ) -> Any:
     """Maps a function that makes cells: they come to hold a value for each lane, on axis 0.
-
-    **Arguments:**
-
-    - `fun`: the function. Left out, a decorator is returned.
-    - `state_tag`: a tag for the new cells.
-    - `state_to_exclude`: a filter for new cells that are left out, and are gone with the call.
-    - `in_states`, `out_states`: not for new cells; use [`statemap.compat.transform.vmap`][].
-    - The others are those of [`statemap.compat.transform.vmap2`][].
+    Those that `state_to_exclude` matches are left out, and are gone with the call.
     """
     given = {k: v for k, v in locals().items() if k != "fun"}
     if in_states is not None or out_states is not None:
@@ -126,7 +106,7 @@ def vmap_new_states(
         )
     if axis_size is not None and axis_size <= 0:
         raise ValueError(f"`axis_size` is a positive number of lanes, not {axis_size}.")
-    if is_missing(fun):
+    if fun is None or type(fun).__name__.strip("_") == "Missing":  # brainstate's, or the shim's
         return functools.partial(vmap_new_states, **given)
     names = {"axis_name": axis_name, "axis_size": axis_size, "spmd_axis_name": spmd_axis_name}
     make = functools.partial(vmap2, in_axes=in_axes, **names)
@@ -141,10 +121,10 @@ def vmap_new_states(
 
 def _in_lanes(
     fun: Callable, args: tuple, mapping: Any, out_axes: Any, tag: Any, exclude: Any, axes: Any
-) -> tuple[Any, dict[Any, list[State]]]:
+) -> tuple[Any, dict[Any, list[Any]]]:
     """Runs a function in lanes, and gives the cells that it makes the values of all lanes."""
     predicates = parse_axes(axes, "state_out_axes")
-    made: list[tuple[State, Any]] = []
+    made: list[tuple[Any, Any]] = []  # each cell with its axis
 
     def lane(*args: Any) -> Any:
         with catch_new_states(tag, exclude) as catcher:
@@ -154,9 +134,8 @@ def _in_lanes(
         lanes = [value for axis, value in values if axis is not None]
         return out, lanes, [value for axis, value in values if axis is None]
 
-    mapped: StatefulMapping = mapping(lane, out_axes=(out_axes, 0, None))
     try:
-        out, lanes, shared = mapped(*args)
+        out, *values = mapping(lane, out_axes=(out_axes, 0, None))(*args)
     except ValueError as error:
         if isinstance(error, BatchAxisError) or "differs between lanes" not in str(error):
             raise
@@ -164,56 +143,48 @@ def _in_lanes(
             "A new cell that has no lanes (a NonBatchState, or one listed under None) gets a value "
             "that differs between them."
         ) from error
-    by_axis: dict[Any, list[State]] = {}
-    lanes_, shared_ = iter(lanes), iter(shared)
+    by_axis: dict[Any, list[Any]] = {}
+    lanes, shared = iter(values[0]), iter(values[1])
     for cell, axis in made:
-        value = next(shared_ if axis is None else lanes_)
+        value = next(shared if axis is None else lanes)
         if axis:
-            value = jax.tree.map(lambda x, a=axis, c=cell: _move(x, a, c), value)
-        cell._held, cell._level = value, len(local.frames)
-        cell._trace = trace_state()
+            value = jax.tree.map(functools.partial(_move, cell, axis), value)
+        vars(cell)["_value"] = value
+        cell._born()  # now: not in the lanes
         by_axis.setdefault(axis, []).append(cell)
     return out, by_axis
 
 
-def _move(x: Any, axis: int, cell: State) -> Any:
-    if not -x.ndim <= axis < x.ndim:
+def _axis(cell: Any, predicates: dict[Any, Any]) -> Any:
+    """On which axis a new cell has its lanes."""
+    if isinstance(cell, Unbatched) or NO_LANES in (cell.tag or ()):
+        return None
+    found = [axis for axis, matches in predicates.items() if matches((), cell)]
+    named = [axis for axis in found if not isinstance(predicates[axis], Everything)]
+    if len(named) > 1:
+        raise ValueError(
+            f"`state_out_axes` gives the {cell.label} the axes {named[0]} and {named[1]}: it "
+            "matches the filters of both. A cell has one axis."
+        )
+    return (named or found or [0])[0]
+
+
+def _move(cell: Any, axis: int, x: Any) -> Any:
+    if normalise(axis, x.ndim) is None:
         raise BatchAxisError(
             f"The new {cell.label} has shape {x.shape[1:]} in a lane, and can't have its lanes on "
             f"axis {axis}."
         )
-    return jnp.moveaxis(x, 0, axis)
-
-
-def _axis(cell: State, predicates: dict[Any, Any]) -> Any:
-    """On which axis a new cell has its lanes."""
-    if isinstance(cell, Unbatched):
-        return None
-    found = [(axis, p) for axis, p in predicates.items() if p((), cell)]
-    explicit = [axis for axis, p in found if not isinstance(p, Everything)]
-    if len(set(explicit)) > 1:
-        raise ValueError(
-            f"`state_out_axes` gives the {cell.label} the axes {explicit[0]} and {explicit[1]}: it "
-            "matches the filters of both. A cell has one axis."
-        )
-    return explicit[0] if explicit else found[0][0] if found else 0
+    return move_axis(x, axis, 0)
 
 
 def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
     """Calls `f` with each of the rows of `xs` in turn, and stacks what it returns.
 
-    **Arguments:**
-
-    - `f`: `f(*rows) -> y`.
-    - `xs`: arrays, or pytrees of arrays, of the same length.
-    - `batch_size`: how many rows go through [`statemap.compat.transform.vmap2`][] together. What
-        the function writes to a cell is then written once a batch, and must not depend on the
-        row.
-
-    **Raises:**
-
-    `ValueError` if there is no one length; `BatchAxisError` if rows of a batch write different
-    values.
+    With a `batch_size` it is [`statemap.compat.transform.vmap2`][] instead, so many rows at a
+    time, with the policy `"auto"`: no row sees what another has written; a value that is written
+    to a cell in each row has the rows on axis 0 afterwards, and a cell that has a value for each
+    row, and is read and written, is taken row by row. What is the same in all rows is written once.
     """
     shapes = [jnp.shape(x) for x in jax.tree.leaves(xs)]
     if not shapes or len({shape[:1] for shape in shapes}) != 1 or shapes[0] == ():
@@ -225,15 +196,4 @@ def map(f: Callable, *xs: Any, batch_size: int | None = None) -> Any:
         return scan(lambda _, x: ((), f(*x)), (), xs)[1]
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` is a positive number of rows, not {batch_size!r}.")
-    mapped = vmap2(f, unexpected_out_state_mapping="raise")
-    length = shapes[0][0]
-    n = length // batch_size
-    parts = []
-    if n:
-        whole = jax.tree.map(lambda x: jnp.asarray(x)[: n * batch_size], xs)
-        whole = jax.tree.map(lambda x: x.reshape(n, batch_size, *x.shape[1:]), whole)
-        ys = scan(lambda _, x: ((), mapped(*x)), (), whole)[1]
-        parts.append(jax.tree.map(lambda y: y.reshape(n * batch_size, *y.shape[2:]), ys))
-    if length % batch_size:
-        parts.append(mapped(*jax.tree.map(lambda x: jnp.asarray(x)[n * batch_size :], xs)))
-    return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
+    return vmap2(f, unexpected_out_state_mapping="auto", chunk_size=batch_size)(*xs)

@@ -1,7 +1,12 @@
-"""Filters, and the dictionary that modules list their cells in. (After `brainstate.util`.)"""
+"""Filters, and the dictionaries that modules list their cells in. (After `brainstate.util`.)"""
 
 from . import filter as filter
-from ._flat import FlattedDict as FlattedDict
+from ._flat import (
+    flat_mapping as flat_mapping,
+    FlattedDict as FlattedDict,
+    nest_mapping as nest_mapping,
+    NestedDict as NestedDict,
+)
 from .filter import (
     All as All,
     Any as Any,
