@@ -14,7 +14,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from ._exact import exact, Identity
+from ._exact import exact, Identity, PLAIN
 
 
 Settings = Callable[[], Mapping[Hashable, Any]]  # gives all settings of a library
@@ -64,10 +64,15 @@ def note(library: Settings, name: Hashable) -> None:
 
 def now(read: Read) -> tuple[Hashable, ...]:
     """The present values of what was read. Looking at them so counts as reading."""
-    all_of = {library: library() for library, _ in read}
-    for library, name in read:
-        note(library, name)
-    return tuple(_value(all_of[library], name) for library, name in read)
+    found: list[Hashable] = []
+    library, settings = None, {}
+    for each, name in read:
+        if each is not library:
+            library, settings = each, each()
+        if _local.traces:
+            note(each, name)
+        found.append(_value(settings, name))
+    return tuple(found)
 
 
 def _value(settings: Mapping[Hashable, Any], name: Hashable) -> Hashable:
@@ -80,6 +85,8 @@ def fact(value: Any) -> Hashable:
     """A pytree as part of a key: arrays by their numbers, all else as `exact`, or what is not
     hashable by identity.
     """
+    if isinstance(value, PLAIN):
+        return exact(value)
     leaves, treedef = jax.tree.flatten(value)
     return treedef, tuple(map(_leaf, leaves))
 

@@ -7,13 +7,13 @@ found is noticed when it is used, and the function is traced again, with it.
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ._cells import State
 from ._frames import is_cell
 
 
@@ -35,7 +35,7 @@ class Discovery:
     """The cells that a function can reach, and how."""
 
     def __init__(self, fn: Any):
-        self.paths: dict[State, list[Path]] = {}  # in the order in which they are found
+        self.paths: dict[Any, list[Path]] = {}  # in the order in which they are found
         self._ways: dict[int, list[Way]] = {}  # by the id of what they lead to
         self._seen: dict[int, Any] = {}  # keeps the objects, so that no id is used again
         stack: list[tuple[Any, Path, Way]] = [(fn, (), ())]
@@ -47,18 +47,14 @@ class Discovery:
             if is_cell(obj):
                 self.paths.setdefault(obj, []).append(path)
             elif id(obj) not in self._seen:
-                steps = [
-                    (
-                        value,
-                        path if name is None else (*path, name),
-                        way if get is None else (Edge(get, key, value), way),
-                    )
-                    for get, key, value, name in _steps(obj)
-                ]
-                stack += reversed(steps)
+                further = []
+                for get, key, value, name in _steps(obj):
+                    edge = way if get is None else (Edge(get, key, value), way)
+                    further.append((value, path if name is None else (*path, name), edge))
+                stack += reversed(further)
             self._seen[id(obj)] = obj
 
-    def edges(self, cells: Iterable[State]) -> list[Edge]:
+    def edges(self, cells: Iterable[Any]) -> list[Edge]:
         """All steps on the ways to these cells, each once."""
         out: dict[int, Edge] = {}
         reached: set[int] = set()
@@ -74,6 +70,13 @@ class Discovery:
                     out[id(edge)] = edge
                     ids.append(id(edge.value))  # to which other ways may lead
         return list(out.values())
+
+    @functools.cached_property
+    def places(self) -> dict[Any, Hashable]:
+        """By cell, what it is equal by when another takes its place."""
+        found = {cell: (type(cell), tuple(paths)) for cell, paths in self.paths.items()}
+        counts = Counter(found.values())
+        return {cell: place for cell, place in found.items() if counts[place] == 1}
 
 
 def unchanged(edges: list[Edge]) -> bool:
@@ -94,22 +97,17 @@ _SKIPPED = (*_PLAIN, jax.Array, types.BuiltinFunctionType, types.ModuleType)
 def _steps(obj: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
     """Whither one object leads: `(look-up, key, what is there, its name in a path)`."""
     if isinstance(obj, types.MethodType):
-        yield None, None, obj.__self__, None
-        yield None, None, obj.__func__, None
+        yield from ((None, None, value, None) for value in (obj.__self__, obj.__func__))
     elif isinstance(obj, functools.partial):
-        for value in (obj.func, obj.args, obj.keywords):
-            yield None, None, value, None
+        yield from ((None, None, value, None) for value in (obj.func, obj.args, obj.keywords))
     elif isinstance(obj, types.FunctionType):
         yield from _function_steps(obj)
     elif isinstance(obj, Mapping):
-        for key, value in list(obj.items()):
-            yield obj.get, key, value, key
+        yield from ((obj.get, key, value, key) for key, value in list(obj.items()))
     elif isinstance(obj, (list, tuple)):
-        for i, value in enumerate(obj):
-            yield obj.__getitem__, i, value, i
+        yield from ((obj.__getitem__, i, value, i) for i, value in enumerate(obj))
     elif isinstance(obj, (set, frozenset)):
-        for value in obj:
-            yield None, None, value, None
+        yield from ((None, None, value, None) for value in obj)
     elif hasattr(obj, "__wrapped__"):  # a transform, of which nothing else matters
         for name in ("__wrapped__", "grad_states"):
             yield None, None, getattr(obj, name, None), None
@@ -125,17 +123,15 @@ def _steps(obj: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
                         yield None, None, value, None
 
 
-walked: list[type] = []  # classes of libraries whose objects may hold cells
-
-
 @functools.cache
 def _is_walked(cls: type) -> bool:
-    """Whether the attributes of an object may hold cells: its class is the user's own, or is
-    derived from one of the shim's, or of `walked`.
+    """Whether the attributes of an object may hold cells: its class is the user's own, is derived
+    from one of the shim's or of brainstate's, or merely holds what it is given.
     """
-    if not _is_library(cls.__module__) or issubclass(cls, tuple(walked)):
-        return True
-    return any(base.__module__.startswith("statemap.compat") for base in cls.__mro__)
+    holds = issubclass(cls, types.SimpleNamespace) or hasattr(cls, "__dataclass_fields__")
+    modules = [f"{base.__module__}." for base in cls.__mro__]
+    ours = any(m.startswith(("statemap.compat.", "brainstate.")) for m in modules)
+    return holds or ours or not _is_library(cls.__module__)
 
 
 def _function_steps(fn: types.FunctionType) -> Iterator[tuple[Any, Any, Any, Any]]:

@@ -1,8 +1,9 @@
 """From a function that uses cells to a pure function of their values: the one mechanism under
-every transform of the shim that is not a mapping.
+every transform of the shim.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +12,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from .._jaxpr import dce_jaxpr, eval_jaxpr
-from ._cells import State
-from ._discover import Discovery
+from .._settings import Read, reads
+from ._discover import Discovery, Edge, unchanged
 from ._frames import DEAD, Frame, is_cell, local, peek, read, streams
 
 
@@ -20,10 +21,10 @@ _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
 class Late(Exception):
-    """A function used cells that it was not given."""
+    """A function used cells that it was not given, or read settings that it was not known to."""
 
-    def __init__(self, cells: Sequence[State]):
-        self.cells = list(cells)
+    def __init__(self, cells: Sequence[Any], settings: Read | None = None):
+        self.cells, self.settings = cells, settings or {}
 
 
 class Program(NamedTuple):
@@ -31,26 +32,67 @@ class Program(NamedTuple):
     and the new values.
     """
 
-    cells: tuple[State, ...]  # whose values go in
-    written: tuple[State, ...]  # whose values come out
-    read: tuple[State, ...]  # what the function read, used or not
+    cells: tuple[Any, ...]  # whose values go in
+    written: tuple[Any, ...]  # whose values come out
+    read: tuple[Any, ...]  # what the function read, used or not
+    settings: Read
     jaxpr: Any
     out_treedef: Any
     out_shape: Any  # of the output and the new values
 
     def __call__(self, values: Sequence[Any], *arguments: Any) -> tuple[Any, list[Any]]:
-        """**Arguments:**
+        """The output, and the new values of `written`.
+
+        **Arguments:**
 
         - `values`: of `cells`.
         - `arguments`: those that were traced, or any pytree with the same leaves.
-
-        **Returns:**
-
-        The output, and the new values of `written`.
         """
         leaves = jax.tree.leaves((list(values), arguments))
         flat = eval_jaxpr(self.jaxpr.jaxpr, self.jaxpr.consts, *leaves)
         return jax.tree.unflatten(self.out_treedef, flat)
+
+
+class Lifted:
+    """A function, the cells that its programs are called with, and the settings that these read.
+
+    A cell may be made anew between two calls (`init_state` does so). What is compiled stands for
+    the cell at a place rather than for one object, so that a call first asks for the cells that
+    are there `now`.
+    """
+
+    def __init__(self, fn: Callable, used: Iterable[Any] = (), settings: Read | None = None):
+        self.fn, self.settings = fn, settings or {}
+        self.discovery = Discovery(fn)
+        self.use(used)
+
+    def use(self, cells: Iterable[Any]) -> None:
+        """From now on these cells are looked up at each call."""
+        self.used = tuple(dict.fromkeys(cells))
+        self.places = [self.discovery.places.get(cell, id(cell)) for cell in self.used]
+        self.edges: list[Edge] = self.discovery.edges(self.used)
+
+    def now(self) -> "Lifted":
+        """Itself, or if the cells are no longer where they were, the function with those that are
+        there now. Its `places` are the same, unless some can't be told.
+        """
+        if unchanged(self.edges):
+            return self
+        new = Lifted(self.fn, (), self.settings)
+        there: dict[Any, Any] = {place: cell for cell, place in new.discovery.places.items()}
+        own = [c if p == id(c) else there.get(p) for c, p in zip(self.used, self.places)]
+        new.use(c for c in own if c is not None)
+        return new
+
+
+class _Calls(threading.local):
+    """The calls that this thread is making, for when they are traced; the innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+
+
+calls = _Calls()
 
 
 def run(fn: Callable, frame: Frame, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
@@ -65,6 +107,25 @@ def run(fn: Callable, frame: Frame, *args: Any, **kwargs: Any) -> tuple[Any, lis
     new = [frame.values[cell] for cell in frame.written]
     frame.release()
     return out, new
+
+
+def run_closed(fn: Callable, frame: Frame, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+    """The same for a function that is to use the cells of the frame alone.
+
+    **Raises:**
+
+    `Late` if it uses others. It would have seen them as they are outside, so that what became of
+    it, an error perhaps, does not count.
+    """
+    try:
+        out = run(fn, frame, *args, **kwargs)
+    except Exception:
+        if frame.late:
+            raise Late(frame.late) from None
+        raise
+    if frame.late:
+        raise Late(frame.late)
+    return out
 
 
 def capture(
@@ -84,10 +145,10 @@ def capture(
         only read may be constants of the jaxpr, and nothing is looked for beforehand.
     - `axis_env`: names and sizes of axes, for collectives.
     """
-    cells = reachable(fn) if closed else []
+    cells = reachable(Discovery(fn)) if closed else []
     values = [peek(cell) for cell in cells]
-    for value in args, kwargs:
-        refuse_cells(value)
+    refuse_cells((args, kwargs))
+    named = {} if axis_env is None else {"axis_env": axis_env}
     while True:
         frames: list[Frame] = []
 
@@ -95,17 +156,19 @@ def capture(
             frames.append(Frame(cells, values))
             return run(fn, frames[-1], *args, **kwargs)
 
-        named = {} if axis_env is None else {"axis_env": axis_env}
-        make = jax.make_jaxpr(program, return_shape=True, **named)
-        traced, shape = make(values, args, kwargs or {})
+        with reads() as settings:
+            make = jax.make_jaxpr(program, return_shape=True, **named)
+            traced, shape = make(values, args, kwargs or {})
         frame = frames[-1]
         if not (closed and frame.late):
-            return _prune(cells, values, traced, shape, frame)
+            return _prune(cells, values, traced, shape, frame, settings)
         cells = cells + frame.late
         values = [arrays_of(cell) for cell in cells]
 
 
-def _prune(cells: list[State], values: list[Any], traced: Any, shape: Any, frame: Frame) -> Program:
+def _prune(
+    cells: list[Any], values: list[Any], traced: Any, shape: Any, frame: Frame, settings: Read
+) -> Program:
     """The program without the cells that the function does not touch."""
     counts = [len(jax.tree.leaves(value)) for value in values]
     keep = []
@@ -123,15 +186,15 @@ def _prune(cells: list[State], values: list[Any], traced: Any, shape: Any, frame
         cells=tuple(touched),
         written=tuple(frame.written),
         read=tuple(frame.read),
+        settings=settings,
         jaxpr=ClosedJaxpr(jaxpr, traced.consts),
         out_treedef=jax.tree.structure(shape),
         out_shape=shape,
     )
 
 
-def reachable(fn: Callable, discovery: Discovery | None = None) -> list[State]:
-    """The cells that a function can reach and whose values can be inputs: arrays."""
-    discovery = discovery or Discovery(fn)
+def reachable(discovery: Discovery) -> list[Any]:
+    """The cells that were found and whose values can be inputs: arrays."""
     cells = dict.fromkeys([*discovery.paths, *streams])
     return [c for c in cells if c._level <= len(local.frames) and _holds_arrays(peek(c))]
 
@@ -140,7 +203,7 @@ def _holds_arrays(value: Any) -> bool:
     return value is not DEAD and all(isinstance(x, _ARRAYS) for x in jax.tree.leaves(value))
 
 
-def arrays_of(cell: State) -> Any:
+def arrays_of(cell: Any) -> Any:
     """The value of a cell as an input of a program.
 
     **Raises:**
@@ -156,7 +219,7 @@ def arrays_of(cell: State) -> Any:
     return value
 
 
-def read_all(cells: Sequence[State]) -> list[Any]:
+def read_all(cells: Sequence[Any]) -> list[Any]:
     """The values of cells, read as the running function would."""
     if local.frames or local.recorders:
         return [read(cell) for cell in cells]
@@ -179,7 +242,27 @@ def refuse_cells(tree: Any) -> None:
             )
 
 
-def check_carry(cells: Sequence[State], before: Sequence[Any], after: Sequence[Any], by: str):
+def positions(nums: Iterable[int], args: tuple) -> set[int]:
+    """Positions among arguments, of which some are counted from the end."""
+    return {n + len(args) if n < 0 else n for n in nums}
+
+
+def split_static(
+    fn: Callable, nums: Iterable[int], names: Iterable[str], args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any], Callable]:
+    """The arguments that are traced, and the function with the static ones bound."""
+    fixed = positions(nums, args)
+    static = {k: v for k, v in kwargs.items() if k in names}
+
+    def bound(*given: Any, **named: Any) -> Any:
+        own = iter(given)
+        return fn(*(a if i in fixed else next(own) for i, a in enumerate(args)), **static, **named)
+
+    dynamic = tuple(a for i, a in enumerate(args) if i not in fixed)
+    return dynamic, {k: v for k, v in kwargs.items() if k not in static}, bound
+
+
+def check_carry(cells: Sequence[Any], before: Sequence[Any], after: Sequence[Any], by: str):
     """Refuses new values of another structure, shape or dtype, where a loop carries cells.
 
     **Raises:**

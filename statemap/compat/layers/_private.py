@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ...bridge import _brainstate_private as private
-from .. import _discover, _frames
+from .. import _frames
 from .._frames import Cell, local, peek, Stream, Unbatched
 from ._patches import Patches
 
@@ -67,7 +67,6 @@ def cells(patches: Patches) -> None:
     patches.add_base(_state.NonBatchState, Unbatched)
     patches.set(State, "_value", property(peek, _put))
     patches.set(State, "_trace", property(_trace, _set_trace))
-    patches.set(State, "_born", _born)
     patches.set(State, "_receive", _receive)
     patches.set(RandomState, "_held", property(_held, _hold))
     patches.set(State, "_write_value", _write)
@@ -90,8 +89,6 @@ def cells(patches: Patches) -> None:
     patches.replace(others, "statemap")
     _one_stack(patches)
     patches.add(_frames.streams, bs.random.DEFAULT)
-    patches.add(_discover.walked, bs.graph.Node)
-    _discover._is_walked.cache_clear()
 
 
 def _one_stack(patches: Patches) -> None:
@@ -153,11 +150,6 @@ def _set_trace(state: Any, trace: Any) -> None:
     vars(state)["_trace_state"] = type(state._trace_state)()
 
 
-def _born(state: Any) -> None:
-    if local.frames:
-        local.frames[-1].created.append(state)
-
-
 def _held(state: Any) -> Any:
     """A random state may hold the words of a key, until it is first looked at."""
     value = vars(state)["_value"]
@@ -203,8 +195,6 @@ def _copying(copy: Any) -> Any:
         new = copy(self, *args, **kwargs)
         if vars(new)["_value"] is vars(self)["_value"]:
             vars(new)["_value"] = peek(self)
-        new._level = len(local.frames)
-        new._trace = None
         new._born()
         return new
 

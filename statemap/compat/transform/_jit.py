@@ -1,14 +1,28 @@
 """`jit`: the values of the cells that a function touches go in, those that it writes come out."""
 
 import functools
+import inspect
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 
-from .._frames import write_all
-from ._jitted import Jitted
-from ._settings import variant
+from ..._pickle import Reference
+from ..._settings import now, Read, reads
+from ..._signature import Static
+from .._frames import Frame, write_all
+from .._lift import (
+    arrays_of,
+    calls,
+    capture,
+    Late,
+    Lifted,
+    read_all,
+    refuse_cells,
+    run_closed,
+    split_static,
+)
 
 
 class _Missing:
@@ -19,9 +33,9 @@ class _Missing:
 MISSING: Any = _Missing()
 
 
-def is_missing(x: Any) -> bool:
-    """Whether an argument is left out; brainstate has a class for what stands for it."""
-    return x is MISSING or type(x).__name__ == "Missing"
+def left_out(x: Any) -> bool:
+    """Whether an argument is not given, in our words, brainstate's or JAX's."""
+    return x is None or type(x).__name__ in ("_Missing", "Missing", "UnspecifiedValue")
 
 
 class JittedFunction:
@@ -41,13 +55,23 @@ class JittedFunction:
         self.origin_fun: Callable[..., Any] = fun
         self.__wrapped__: Callable[..., Any] = fun
         self.__name__: str = name or getattr(fun, "__name__", type(fun).__name__)
-        self._nums, self._names = static_argnums, static_argnames
+        self.static_argnums, self.static_argnames = static_argnums, static_argnames
         self._options = options
+        self._lock = threading.Lock()
         self.clear_cache()
 
     def clear_cache(self) -> None:
         """Forgets what was compiled."""
-        self._variants: list[Jitted] = []
+        fun, nums, names = self.origin_fun, self.static_argnums, self.static_argnames
+
+        def call(settings: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
+            return _run(fun, nums, names, values, args, kwargs)
+
+        call.__name__ = call.__qualname__ = self.__name__
+        nums_of_call = (0, *_shifted(nums))
+        jitted = jax.jit(call, static_argnums=nums_of_call, static_argnames=names, **self._options)
+        # What belongs together changes at once, for other threads.
+        self._made: tuple[Any, Lifted | None] = jitted, None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if jax.config.jax_disable_jit:  # pyright: ignore
@@ -74,24 +98,93 @@ class JittedFunction:
         return self._call("eval_shape", args, kwargs)[1][0]
 
     def _call(self, method: str, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        return variant(self._variants, self._new).call(method, args, kwargs)
+        """The cells of the call, and what a method of `jax.jit` gives."""
+        program = None
+        jitted, lifted = self._made
+        if lifted is not None and (current := lifted.now()) is not lifted:
+            if current.places != lifted.places:  # the function now uses its cells in another way
+                self.clear_cache()
+                jitted, lifted = self._made
+            else:
+                self._made = jitted, (lifted := current)
+        if lifted is None:
+            nums, names = self.static_argnums, self.static_argnames
+            dynamic, named, bound = split_static(self.origin_fun, nums, names, args, kwargs)
+            program = capture(bound, dynamic, named)
+            jitted, lifted = self._use(program.cells, program.settings)
+        while True:
+            cells, settings = lifted.used, lifted.settings
+            own = program if program and program.cells == cells else None
+            calls.stack.append((lifted, own))
+            try:
+                key = now(settings) if settings else ()
+                values = read_all(cells)
+                return cells, getattr(jitted, method)(key, values, *args, **kwargs)
+            except Late as late:
+                jitted, lifted = self._use(late.cells, late.settings)
+            finally:
+                calls.stack.pop()
 
-    def _new(self) -> Jitted:
-        return Jitted(self.origin_fun, self.__name__, self._nums, self._names, self._options)
+    def _use(self, cells: Iterable[Any], settings: Read) -> tuple[Any, Lifted]:
+        """From now on the function is called with these cells, too, and for these settings."""
+        for cell in cells:
+            arrays_of(cell)
+        with self._lock:  # what other threads have found stays, in its order
+            jitted, known = self._made
+            if known is not None:
+                cells, settings = [*known.used, *cells], {**known.settings, **settings}
+            self._made = jitted, (lifted := Lifted(self.origin_fun, cells, settings))
+            return jitted, lifted
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        fun = functools.partial(self.origin_fun, instance)
-        bound = JittedFunction(fun, self._nums, self._names, self.__name__, self._options)
-        return bound
+        return JittedFunction(functools.partial(self.origin_fun, instance), *self._parts())
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        parts = self.origin_fun, self._nums, self._names, self.__name__, self._options
-        return JittedFunction, parts
+    def _parts(self) -> tuple[Any, ...]:
+        return self.static_argnums, self.static_argnames, self.__name__, self._options
+
+    def __reduce__(self) -> Any:
+        return by_name(self) or (JittedFunction, (self.origin_fun, *self._parts()))
 
     def __repr__(self) -> str:
         return f"jit({self.__name__})"
+
+
+def _run(
+    fun: Callable,
+    nums: tuple[int, ...],
+    names: tuple[str, ...],
+    values: Any,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> tuple[Any, list[Any], Static]:
+    """What `jax.jit` compiles."""
+    lifted, program = calls.stack[-1]
+    if program is not None:
+        dynamic, named, _ = split_static(fun, nums, names, args, kwargs)
+        out, new = program(values, dynamic, named)
+        written = program.written
+    else:
+        refuse_cells((args, kwargs))
+        frame = Frame(lifted.used, values)
+        with reads() as settings:
+            out, new = run_closed(fun, frame, *args, **kwargs)
+        if not settings.keys() <= lifted.settings.keys():
+            raise Late([], settings)
+        written = frame.written
+    return out, new, Static(tuple(lifted.used.index(cell) for cell in written))
+
+
+def by_name(transformed: Any) -> str | None:
+    """What a decorated function is pickled by, if it can be imported: the function that it is made
+    of can't.
+    """
+    try:
+        name = transformed.__qualname__
+        return name if Reference(transformed.__module__, name).find() is transformed else None
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return None
 
 
 def jit(
@@ -109,61 +202,58 @@ def jit(
     name: str | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Compiles a function that uses cells.
-
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import ShortTermState, transform
-
-    count = ShortTermState(jnp.zeros((), int))
-
-    @transform.jit
-    def step(x):
-        count.value = count.value + 1
-        return x * count.value
-
-    assert step(2.0) == 2 and step(2.0) == 4
-    ```
+    """[`brainstate.transform.jit`](https://brainstate.readthedocs.io), with the arguments of
+    `jax.jit`.
 
     The function runs once for each combination of shapes and dtypes. What goes into the compiled
     program are the values of the cells that it uses, and what comes out those that it writes. A
     cell that is made anew (by `init_state`, say) is the one that the next call uses.
-
-    **Arguments:**
-
-    - `fun`: the function. Left out, a decorator is returned.
-    - `in_shardings`: a tuple with an entry for each argument.
-    - `name`: what profiles call it.
-    - The others are those of `jax.jit`.
+    `in_shardings` is a tuple with an entry for each argument; `name` is what profiles call it.
     """
-    if is_missing(fun):
+    if left_out(fun):
         options = {k: v for k, v in locals().items() if k not in ("fun", "kwargs")}
         return functools.partial(jit, **options, **kwargs)
     if not callable(fun):
         raise TypeError(f"`jit` compiles a function, and {fun!r} can't be called.")
-    nums, donated = (
-        _numbers(static_argnums, "static_argnums"),
-        _numbers(donate_argnums, "donate_argnums"),
-    )
-    options: dict[str, Any] = {"donate_argnums": tuple(n + 1 for n in donated), **kwargs}
-    if not is_missing(in_shardings) and in_shardings is not None:
+    donated = _shifted(_numbers(donate_argnums, "donate_argnums"))
+    options: dict[str, Any] = {"donate_argnums": donated, **kwargs}
+    if not left_out(in_shardings):
         if not isinstance(in_shardings, (tuple, list)):
             raise NotImplementedError(
                 "`in_shardings` is a tuple with an entry for each argument, since the values of "
                 f"the cells go in before them, not {in_shardings!r}."
             )
         options["in_shardings"] = (None, *in_shardings)
-    if not is_missing(out_shardings) and out_shardings is not None:
+    if not left_out(out_shardings):
         options["out_shardings"] = (out_shardings, None, None)
     given = {"donate_argnames": donate_argnames, "device": device, "backend": backend}
     options |= {k: v for k, v in given.items() if v is not None}
     options |= {k: v for k, v in {"keep_unused": keep_unused, "inline": inline}.items() if v}
-    names = (static_argnames,) if isinstance(static_argnames, str) else static_argnames
-    return JittedFunction(fun, nums, tuple(names or ()), name, options)
+    nums = _numbers(static_argnums, "static_argnums")
+    return JittedFunction(fun, nums, names_of(static_argnames), name, options)
 
 
-def _numbers(nums: int | Sequence[int] | None, parameter: str) -> tuple[int, ...]:
+def _numbers(nums: int | Iterable[int] | None, parameter: str) -> tuple[int, ...]:
     out = (nums,) if isinstance(nums, int) else tuple(nums or ())
-    if any(n < 0 for n in out):
-        raise ValueError(f"`{parameter}` counts from the first argument, and holds {min(out)}.")
+    if bad := [n for n in out if not hasattr(n, "__index__")]:
+        raise TypeError(f"`{parameter}` holds positions of arguments, and {bad[0]!r} is none.")
     return out
+
+
+def from_start(nums: int | Iterable[int] | None, fn: Any) -> tuple[int, ...]:
+    """Positions among the arguments of a function, those from the end counted from the start."""
+    out = _numbers(nums, "static_argnums")
+    if all(n >= 0 for n in out) or not callable(fn):
+        return out
+    parameters = inspect.signature(fn).parameters.values()
+    count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return tuple(n + count if n < 0 else n for n in out)
+
+
+def names_of(names: str | Iterable[str] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _shifted(nums: tuple[int, ...]) -> tuple[int, ...]:
+    """Positions among the arguments of what is compiled; those from the end stay."""
+    return tuple(n + 2 if n >= 0 else n for n in nums)

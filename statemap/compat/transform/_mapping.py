@@ -14,18 +14,15 @@ from ..._errors import BatchAxisError as _BatchAxisError
 from ..._overlay import Watched
 from ..._plan import Plan
 from ..._program import Program
-from ..._settings import Read, reads
 from ..._slots import intern_slots, Slot
 from ..._states import make_states, States
 from ..._values import dotted
-from .._cells import State
-from .._discover import Discovery, unchanged
 from .._errors import BatchAxisError
 from .._frames import Frame, peek, Stream, write_all
-from .._lift import arrays_of, Late, reachable, refuse_cells, run
+from .._lift import arrays_of, calls, Late, reachable, refuse_cells, run_closed
+from ._jit import by_name, from_start
 from ._policy import check_policy
 from ._prepared import (
-    calls,
     decode,
     encode,
     in_paths,
@@ -36,7 +33,6 @@ from ._prepared import (
     Prepared,
     Values,
 )
-from ._settings import Variant, variant
 
 
 _CONTEXT = ContextFrame()
@@ -44,10 +40,9 @@ _CONTEXT = ContextFrame()
 
 class StatefulMapping:
     """A function mapped over lanes, with the cells that it uses: what
-    [`statemap.compat.transform.vmap2`][] returns. (After
-    `brainstate.transform.StatefulMapping`.)
-
-    Use it directly to map with a `mapping_fn` of your own.
+    [`statemap.compat.transform.vmap2`][] returns. Use it directly to map with a `mapping_fn` of
+    your own. ([`brainstate.transform.StatefulMapping`](https://brainstate.readthedocs.io); its
+    `axis_env` and `return_only_write=False` are not supported.)
     """
 
     def __init__(
@@ -68,29 +63,16 @@ class StatefulMapping:
         mapping_fn: Callable = eqx.filter_vmap,
         mapping_kwargs: dict[str, Any] | None = None,
     ):
-        """**Arguments:**
-
-        - `fun`: the function.
-        - `mapping_fn`: what maps: called with a function and `in_axes`, `out_axes`, `axis_name`
-            and `axis_size`, as `jax.vmap` is, and with `mapping_kwargs`.
-        - `static_argnums`, `static_argnames`: arguments that are compiled in.
-        - `name`: what profiles call it.
-        - `axis_env`, `return_only_write`: not supported.
-        - The others are those of [`statemap.compat.transform.vmap2`][].
-        """
         if axis_env is not None or not return_only_write:
             raise NotImplementedError(
                 "`axis_env` and `return_only_write` are not supported: names of axes come from the "
                 "mappings around, and only what is written is written back."
             )
-        mapping_fn = (
-            functools.partial(mapping_fn, **mapping_kwargs) if mapping_kwargs else mapping_fn
-        )
         make = functools.partial(
             _mapping.StatefulMapping,
-            mapping_fn=mapping_fn,
+            mapping_fn=functools.partial(mapping_fn, **mapping_kwargs or {}),
             name=name,
-            static_argnums=static_argnums,
+            static_argnums=from_start(static_argnums, fun),
             static_argnames=static_argnames,
         )
         self._set(
@@ -102,45 +84,51 @@ class StatefulMapping:
             axis_size=axis_size,
             state_in_axes=parse_axes(state_in_axes, "state_in_axes"),
             state_out_axes=parse_axes(state_out_axes, "state_out_axes"),
-            policy=check_policy(unexpected_out_state_mapping),
+            unexpected_out_state_mapping=check_policy(unexpected_out_state_mapping),
         )
 
+    in_axes: Any
+    out_axes: Any
+    axis_name: Any
+    axis_size: int | None
+    state_in_axes: dict[Any, Any]
+    state_out_axes: dict[Any, Any]
+    unexpected_out_state_mapping: str
+
     def _set(self, fun: Callable, make: Callable[..., Any], **options: Any) -> None:
+        """**Arguments:**
+
+        - `make`: makes the core's mapping, of a function and the `options`.
+        """
         if not callable(fun):
             raise TypeError(f"A mapping maps a function, and {fun!r} can't be called.")
-        self.origin_fun: Callable[..., Any] = fun
-        self.__wrapped__: Callable[..., Any] = fun
+        functools.update_wrapper(self, fun, updated=())
+        vars(self).update(options)
         self.__name__: str = getattr(fun, "__name__", type(fun).__name__)
-        self.__doc__ = getattr(fun, "__doc__", None)
-        self._make = make
-        self._options = options
-        self.in_axes: Any = options["in_axes"]
-        self.out_axes: Any = options["out_axes"]
-        self.axis_name: Any = options["axis_name"]
-        self.axis_size: int | None = options["axis_size"]
-        self.state_in_axes: dict[Any, Any] = options["state_in_axes"]
-        self.state_out_axes: dict[Any, Any] = options["state_out_axes"]
-        self.unexpected_out_state_mapping: str = options["policy"]
-        self._variants: list[_Variant] = []
-        self._late: dict[State, None] = {}  # cells that only running the function shows
-        self._by_lane: dict[State, int] = {}  # by the policy "auto", with the number of lanes
-        self._reads_first: set[State] = set()
-        # So that what is wrong with an option shows now.
-        core = self._core(_lane_of(fun, set(), {}), {}, {})
+        self.__wrapped__: Callable[..., Any] = fun
+        self.origin_fun: Callable[..., Any] = fun
+        self._make, self._options = make, options
+        self._prepared: Prepared | None = None
+        self._is_narrow = False  # only the cells that the function was seen to use go in
+        self._reads: set[Any] = set()
+        self._by_lane: dict[Any, int] = {}  # by the policy "auto", with the number of lanes
+        self._lane = _lane_of(fun, self._reads)
+        core = self._core({}, {})  # so that what is wrong with an option shows now
         self.name: str = core.__name__
+        self.static_argnums: tuple[int, ...] = tuple(sorted(core._options.static_argnums))
+        self.static_argnames: tuple[str, ...] = tuple(sorted(core._options.static_argnames))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         while True:
             prepared, (out, program, values) = self._with(args, kwargs, "_run")
-            prepared.look_at_edges()
+            prepared.touch(program.changed)
             if not program.special or not self._take_by_lane(prepared, program):
                 break
         if program.special:
             out = prepared.core._finish(out, program)
         if values:
             cells = [prepared.cells[i] for i in program.changed]
-            if prepared.impls:
-                impls = prepared.impls
+            if impls := prepared.impls:
                 values = [decode(c, v, impls.get(c)) for c, v in zip(cells, values)]
             write_all(cells, values)
         return out
@@ -159,12 +147,13 @@ class StatefulMapping:
     def get_arg_cache_key(self, *args: Any, **kwargs: Any) -> Hashable:
         """What a call with these arguments is compiled for."""
         prepared, _ = self._with(args, kwargs, "_traced")
-        return prepared.core.get_arg_cache_key(self._context(prepared), *args, **kwargs)
+        context = make_states(prepared.slots, tuple(Values(prepared)))
+        return prepared.core.get_arg_cache_key(context, *args, **kwargs)
 
     def get_jaxpr_by_cache(self, key: Hashable) -> Any:
         """The jaxpr that a call with this key runs; the key is from `get_arg_cache_key`."""
         prepared = self._current()
-        calls.stack.append(prepared)
+        calls.stack.append(Values(prepared))
         try:
             return prepared.core.get_jaxpr_by_cache(key)
         finally:
@@ -172,58 +161,69 @@ class StatefulMapping:
 
     def _with(self, args: tuple, kwargs: dict[str, Any], method: str) -> tuple[Prepared, Any]:
         """Calls a method of the core's mapping with the values of the cells."""
+        first: Exception | None = None
         while True:
             prepared = self._current()
             values = Values(prepared)
-            calls.stack.append(prepared)
+            calls.stack.append(values)
             try:
                 call = getattr(prepared.core, method)
                 return prepared, call(prepared.slots, values, _CONTEXT, (), args, kwargs)
             except Late as late:
                 for cell in late.cells:
                     arrays_of(cell)
-                self._late.update(dict.fromkeys(late.cells))
-                self._forget()
-            except _BatchAxisError as error:
-                raise BatchAxisError.of(error) from None
+                self._prepared = self._prepare([*prepared.cells, *late.cells])
+            except ValueError as error:
+                # Before the function has run, it may be about a cell that it does not use. So then
+                # it gets those that it is seen to use.
+                if self._is_narrow or values.is_run or not prepared.cells:
+                    named = self._named(first if first and not prepared.cells else error, prepared)
+                    if named is error:
+                        raise
+                    raise named from None
+                first, self._is_narrow = self._named(error, prepared), True
+                self._prepared = self._prepare([prepared.cells[i] for i in prepared.touched])
             finally:
                 calls.stack.pop()
 
-    def _context(self, prepared: Prepared) -> States:
-        return make_states(prepared.slots, tuple(Values(prepared)))
+    def _named(self, error: ValueError, prepared: Prepared) -> ValueError:
+        """An error of the core, with the names that cells have themselves."""
+        if isinstance(error, _BatchAxisError) and not isinstance(error, BatchAxisError):
+            error = BatchAxisError.of(error)
+        for cell, slot in zip(prepared.cells, prepared.slots.entries):
+            label, own, text = f"`{dotted(slot.path)}`", f"`{cell._name}`", str(error)
+            if cell._name and label != own and label in text and f"{label} ({own})" not in text:
+                error.args = (text.replace(label, f"{label} ({own})"), *error.args[1:])
+        return error
 
     def _current(self) -> Prepared:
-        chosen = variant(self._variants, self._new_variant)
-        prepared = chosen.prepared
-        if (
-            prepared is None
-            or not unchanged(prepared.edges)
-            or self._by_lane
-            and prepared.by_lane != set(filter(self._has_lanes, self._by_lane))
-        ):
-            prepared = chosen.prepared = self._prepare(chosen)
+        prepared = self._prepared
+        if prepared is None:
+            prepared = self._prepared = self._prepare(())
+        current = prepared.now()
+        of_lanes = {c for c in self._by_lane if self._has_lanes(c)} if self._by_lane else set()
+        if current is not prepared or prepared.by_lane != of_lanes:
+            prepared = self._prepared = self._prepare(current.used)
         return prepared
 
-    def _new_variant(self) -> "_Variant":
-        return _Variant(self.__wrapped__, self._reads_first)
+    def _prepare(self, used: Iterable[Any]) -> Prepared:
+        """Finds the cells, and the axis of each.
 
-    def _forget(self) -> None:
-        """Has the cells and their axes found again."""
-        for each in list(self._variants):
-            each.prepared = None
+        **Arguments:**
 
-    def _prepare(self, chosen: "_Variant") -> Prepared:
-        """Finds the cells, and the axis of each."""
-        discovery = Discovery(self.__wrapped__)
-        cells = list(dict.fromkeys([*reachable(self.__wrapped__, discovery), *self._late]))
+        - `used`: cells that the function is known to use.
+        """
+        new = Prepared(self.__wrapped__)
+        found = [] if self._is_narrow else reachable(new.discovery)
+        new.cells = list(dict.fromkeys([*found, *used]))
+        new.use(new.cells)
+        new.impls, new.by_lane = {}, set()
         entries: list[Slot] = []
         taken: set[Any] = set()
         state_in: dict[Any, list[Any]] = {}
         state_out: dict[Any, list[Any]] = {}
-        impls: dict[State, str | None] = {}
-        by_lane: set[State] = set()
-        for k, cell in enumerate(cells):
-            paths = discovery.paths.get(cell) or [(cell.name or type(cell).__name__,)]
+        for k, cell in enumerate(new.cells):
+            paths = new.discovery.paths.get(cell) or [(cell._name or type(cell).__name__,)]
             path = next((p for p in paths if p not in taken), (*paths[0], k)) or ("state",)
             taken.add(path)
             static: tuple = (("name", None), ("tag", None))
@@ -232,34 +232,30 @@ class StatefulMapping:
             if isinstance(cell, Stream):
                 key = peek(cell)
                 impl = str(jax.random.key_impl(key))
-                impls[cell] = impl if is_typed(key) else None
+                new.impls[cell] = impl if is_typed(key) else None
                 static = (*static, ("impl", impl))
                 if key.ndim == (0 if is_typed(key) else 1) and came != (None,):
                     came = goes = ()  # one key for all: each lane gets one of its own
             elif not came and not goes and self._has_lanes(cell):
                 came = (0,)
-                by_lane.add(cell)
+                new.by_lane.add(cell)
             for axes, spec in (came, state_in), (goes, state_out):
                 for axis in axes:
                     spec.setdefault(axis, []).append(path)
             entries.append(Slot(path, kind_of(type(cell)), static, None, ()))
-        axes_in = in_paths(state_in, self.state_in_axes)
-        axes_out = in_paths(state_out, self.state_out_axes)
-        core = self._core(chosen.lane, axes_in, axes_out)
-        prepared = Prepared(core, intern_slots(tuple(entries)), discovery)
-        prepared.cells, prepared.impls, prepared.by_lane = cells, impls, by_lane
-        prepared.edges = discovery.edges(cells)
-        return prepared
+        axes_in, axes_out = self.state_in_axes, self.state_out_axes
+        new.core = self._core(in_paths(state_in, axes_in), in_paths(state_out, axes_out))
+        new.slots = intern_slots(tuple(entries))
+        return new
 
-    def _core(self, fn: Callable, state_in: Any, state_out: Any) -> _mapping.StatefulMapping:
-        options = {k: v for k, v in self._options.items() if k != "policy"}
-        policy = self.unexpected_out_state_mapping
-        options |= {"state_in_axes": state_in, "state_out_axes": state_out}
-        options["unexpected_out_state_mapping"] = "ignore" if policy == "auto" else policy
-        return self._make(fn, **options)
+    def _core(self, state_in: Any, state_out: Any) -> _mapping.StatefulMapping:
+        options = {**self._options, "state_in_axes": state_in, "state_out_axes": state_out}
+        if self.unexpected_out_state_mapping == "auto":
+            options["unexpected_out_state_mapping"] = "ignore"
+        return self._make(self._lane, **options)
 
     def _take_by_lane(self, prepared: Prepared, program: Program) -> bool:
-        """With the policy "auto", notes the cells that are read and then written, each lane with a
+        """With the policy "auto", notes the cells that are read and written, each lane with a
         value of its own. From now on they are taken lane by lane.
 
         **Returns:**
@@ -270,25 +266,25 @@ class StatefulMapping:
             return False
         again = False
         for cell, slot in zip(prepared.cells, prepared.slots.entries):
-            if dotted(slot.path) in program.unexpected and cell in self._reads_first:
+            if dotted(slot.path) in program.unexpected and cell in self._reads:
                 self._by_lane[cell] = program.lanes
                 again |= self._has_lanes(cell)
         return again
 
-    def _has_lanes(self, cell: State) -> bool:
+    def _has_lanes(self, cell: Any) -> bool:
         """Whether a cell that the policy has noted holds a value for each lane."""
+        if cell not in self._by_lane:
+            return False
         shapes = [jax.numpy.shape(x) for x in jax.tree.leaves(peek(cell))]
-        return cell in self._by_lane and all(s[:1] == (self._by_lane[cell],) for s in shapes)
+        return all(s[:1] == (self._by_lane[cell],) for s in shapes)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        bound = object.__new__(StatefulMapping)
-        bound._set(functools.partial(self.__wrapped__, instance), self._make, **self._options)
-        return bound
+        return mapping_of(functools.partial(self.__wrapped__, instance), self._make, self._options)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # without what is compiled
-        return _rebuild, (self.__wrapped__, self._make, self._options)
+    def __reduce__(self) -> Any:  # without what is compiled
+        return by_name(self) or (mapping_of, (self.__wrapped__, self._make, self._options))
 
     def __repr__(self) -> str:
         return (
@@ -297,37 +293,30 @@ class StatefulMapping:
         )
 
 
-def _rebuild(fun: Callable, make: Callable[..., Any], options: dict[str, Any]) -> StatefulMapping:
+def mapping_of(fun: Callable, make: Callable, options: dict[str, Any]) -> StatefulMapping:
     mapping = object.__new__(StatefulMapping)
     mapping._set(fun, make, **options)
     return mapping
 
 
-class _Variant(Variant):
-    """The function as the core maps it, under some settings, and its cells."""
+def _lane_of(fun: Callable, reads: set[Any]) -> Callable:
+    """The function from a context to a context.
 
-    def __init__(self, fun: Callable, reads_first: set[State]):
-        super().__init__()
-        self.lane = _lane_of(fun, reads_first, self.seen)
-        self.prepared: Prepared | None = None
+    **Arguments:**
 
-
-def _lane_of(fun: Callable, reads_first: set[State], seen: Read) -> Callable:
-    """The function from a context to a context."""
+    - `reads`: where it is noted which cells are read before they are written.
+    """
 
     def lane(states: States, *args: Any, **kwargs: Any) -> Any:
-        prepared = calls.stack[-1]
-        cells, impls = prepared.cells, prepared.impls
+        call = calls.stack[-1]
+        call.is_run = True
+        cells, impls = call.prepared.cells, call.prepared.impls
         refuse_cells((args, kwargs))
         given: Watched = states._values  # pyright: ignore
         before = [decode(cell, x, impls.get(cell)) for cell, x in zip(cells, given.every)]
         frame = Frame(cells, before)
-        with reads() as settings:
-            out, new = run(fun, frame, *args, **kwargs)
-        if frame.late:
-            raise Late(frame.late)
-        seen.update(settings)
-        reads_first.update(frame.reads_first)
+        out, new = run_closed(fun, frame, *args, **kwargs)
+        reads.update(frame.reads_first)
         after = list(given.every)
         index = {cell: i for i, cell in enumerate(cells)}
         given.seen.update(index[cell] for cell in frame.read)

@@ -7,24 +7,11 @@ from typing import Any
 import jax
 
 from ... import _pmap, _vmap
-from .._cells import State
 from .._frames import is_cell
-from ._jit import is_missing, MISSING
-from ._mapping import StatefulMapping
+from ._jit import from_start, left_out, MISSING
+from ._mapping import mapping_of
 from ._policy import check_policy
 from ._prepared import parse_axes
-
-
-def _mapped(fn: Any, factory: Callable[..., Any], again: Callable, given: dict[str, Any], **o: Any):
-    """A mapping made by a function of the core, or a decorator that makes one."""
-    if is_missing(fn):
-        return functools.partial(again, **given)
-    mapping = object.__new__(StatefulMapping)
-    policy = check_policy(o.pop("unexpected_out_state_mapping"))
-    for name in ("state_in_axes", "state_out_axes"):
-        o[name] = parse_axes(o[name], name)
-    mapping._set(fn, factory, policy=policy, **o)
-    return mapping
 
 
 def vmap2(
@@ -38,9 +25,9 @@ def vmap2(
     state_in_axes: Any = None,
     state_out_axes: Any = None,
     unexpected_out_state_mapping: str | None = None,
-    chunk_size: int | None = None,
 ) -> Any:
-    """Maps a function that uses cells over lanes. (After `brainstate.transform.vmap2`.)
+    """Maps a function that uses cells over lanes, as
+    [`brainstate.transform.vmap2`](https://brainstate.readthedocs.io) does.
 
     ```python
     import jax.numpy as jnp
@@ -61,27 +48,17 @@ def vmap2(
     ```
 
     It compiles by itself, and runs the function once for each combination of shapes and dtypes.
-
-    **Arguments:**
-
-    - `fn`: the function. Left out, a decorator is returned.
-    - `state_in_axes`, `state_out_axes`: the axes of cells: a dictionary from axes to filters, or
-        one filter for axis 0.
-    - `unexpected_out_state_mapping`: what to do with a lane-dependent write to a cell that no
-        filter matches: `"raise"` a `BatchAxisError`, `"warn"` or `"ignore"` and put the lanes on
-        axis 0; or `"auto"`: the same, but a cell that is read and written and whose first axis
-        has the size of the map is taken lane by lane. By default `"raise"`, see
-        [`statemap.compat.transform.set_default_policy`][].
-    - The others are those of [`statemap.vmap2`][], `chunk_size` among them.
+    By default `unexpected_out_state_mapping` is `"raise"`, see
+    [`statemap.compat.transform.set_default_policy`][]; with `"auto"` the lanes that are written
+    to a cell which no filter matches go to axis 0, and a cell that is read and written and whose
+    first axis has the size of the map is taken lane by lane.
 
     **Raises:**
 
     Those of [`statemap.vmap2`][].
     """
     given = {k: v for k, v in locals().items() if k != "fn"}
-    options = {k: v for k, v in given.items() if k != "spmd_axis_name"}
-    factory = functools.partial(_vmap.vmap2, spmd_axis_name=spmd_axis_name)
-    return _mapped(fn, factory, vmap2, given, **options)
+    return _mapped(fn, vmap2, _vmap.vmap2, given, ("spmd_axis_name",))
 
 
 def pmap2(
@@ -100,26 +77,35 @@ def pmap2(
     state_out_axes: Any = None,
     unexpected_out_state_mapping: str | None = None,
 ) -> Any:
-    """[`statemap.compat.transform.vmap2`][] with the lanes laid over devices.
-
-    **Arguments:**
-
-    Those of `vmap2`, and those of [`statemap.pmap2`][]. With an `axis_size` that is smaller than
-    the number of devices, and no `devices`, there is a lane on each of the first ones.
+    """[`statemap.compat.transform.vmap2`][] with the lanes laid over devices: as
+    [`brainstate.transform.pmap2`](https://brainstate.readthedocs.io), and with the arguments of
+    [`statemap.pmap2`][]. With an `axis_size` that is smaller than the number of devices, and no
+    `devices`, there is a lane on each of the first ones.
     """
     if devices is None and axis_size is not None and axis_size < jax.device_count(backend):
         devices = jax.devices(backend)[:axis_size]
+    static_broadcasted_argnums = from_start(static_broadcasted_argnums, fn)
+    donate_argnums = from_start(donate_argnums, fn)
     given = {k: v for k, v in locals().items() if k != "fn"}
-    own = (
-        "static_broadcasted_argnums",
-        "devices",
-        "backend",
-        "donate_argnums",
-        "global_arg_shapes",
-    )
-    factory = functools.partial(_pmap.pmap2, **{k: given[k] for k in own})
+    own = ("static_broadcasted_argnums", "devices", "backend", "donate_argnums")
+    return _mapped(fn, pmap2, _pmap.pmap2, given, (*own, "global_arg_shapes"))
+
+
+def _mapped(fn: Any, again: Any, core: Any, given: dict[str, Any], own: tuple[str, ...]) -> Any:
+    """A mapping made by a function of the core, or a decorator that makes one.
+
+    **Arguments:**
+
+    - `own`: of what is `given`, the names of what that function alone takes.
+    """
+    if left_out(fn):
+        return functools.partial(again, **given)
     options = {k: v for k, v in given.items() if k not in own}
-    return _mapped(fn, factory, pmap2, given, **options)
+    for name in ("state_in_axes", "state_out_axes"):
+        options[name] = parse_axes(options[name], name)
+    policy = "unexpected_out_state_mapping"
+    options[policy] = check_policy(options[policy])
+    return mapping_of(fn, functools.partial(core, **{k: given[k] for k in own}), options)
 
 
 def vmap(
@@ -134,25 +120,15 @@ def vmap(
     out_states: Any = None,
 ) -> Any:
     """The older form of [`statemap.compat.transform.vmap2`][], which takes cells rather than
-    filters.
-
-    **Arguments:**
-
-    - `in_states`, `out_states`: dictionaries from axes to pytrees of cells; or a pytree of
-        cells, for axis 0. What is in `in_states` only comes out on the same axis.
-    - The others are those of `vmap2`.
+    filters: [`brainstate.transform.vmap`](https://brainstate.readthedocs.io).
     """
-    given = {k: v for k, v in locals().items() if k != "fn"}
-    if is_missing(fn):
-        return functools.partial(vmap, **given)
-    options: Any = {k: v for k, v in given.items() if k not in ("in_states", "out_states")}
-    axes = {"state_in_axes": _by_axis(in_states), "state_out_axes": _by_axis(out_states)}
-    options |= {**axes, "unexpected_out_state_mapping": "raise"}
-    return vmap2(fn, **options)
+    given = {k: v for k, v in locals().items() if k not in ("fn", "in_states", "out_states")}
+    axes: Any = {"state_in_axes": _by_axis(in_states), "state_out_axes": _by_axis(out_states)}
+    return vmap2(fn, **given, **axes, unexpected_out_state_mapping="raise")
 
 
 def _by_axis(states: Any) -> dict[Any, Any] | None:
-    def cells(tree: Any) -> list[State]:
+    def cells(tree: Any) -> list[Any]:
         return [x for x in jax.tree.leaves(tree) if is_cell(x)]
 
     if states is None:

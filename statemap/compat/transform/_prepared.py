@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,9 +12,8 @@ from ..._filters import InPaths
 from ..._mapping import StatefulMapping as CoreMapping
 from ..._slots import Slots
 from ..._state import RandomState as _RandomKind, State as _CoreState
-from .._cells import State
-from .._discover import Discovery, Edge
 from .._frames import peek, read, Stream, trace_state
+from .._lift import Lifted
 from ..util.filter import to_predicate
 
 
@@ -37,50 +35,45 @@ def is_typed(key: Any) -> bool:
     return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
-def encode(cell: State, value: Any) -> Any:
+def encode(cell: Any, value: Any) -> Any:
     """What the core is given: of a key its data."""
-    return encode_key(value) if isinstance(cell, Stream) else value
+    return jax.random.key_data(value) if isinstance(cell, Stream) and is_typed(value) else value
 
 
-def encode_key(key: Any) -> Any:
-    return jax.random.key_data(key) if is_typed(key) else key
+def decode(cell: Any, data: Any, impl: str | None) -> Any:
+    is_key = isinstance(cell, Stream) and impl is not None
+    return jax.random.wrap_key_data(data, impl=impl) if is_key else data
 
 
-def decode(cell: State, data: Any, impl: str | None) -> Any:
-    if isinstance(cell, Stream) and impl is not None:
-        return jax.random.wrap_key_data(data, impl=impl)
-    return data
-
-
-class Prepared:
+class Prepared(Lifted):
     """The cells of a mapping, and the core's mapping that is called with their values."""
 
-    def __init__(self, core: CoreMapping, slots: Slots, discovery: Discovery):
-        self.core = core
-        self.slots = slots
-        self.cells: list[State] = []
-        self.impls: dict[State, str | None] = {}  # of typed keys
-        self.by_lane: set[State] = set()  # what the policy "auto" takes lane by lane
-        self.discovery = discovery
-        self.edges: list[Edge] = []
-        self.touched: set[int] = set()
-        self.checked = -1
+    core: CoreMapping
+    slots: Slots
+    cells: list[Any]
+    impls: dict[Any, str | None]  # of streams, where their keys are typed
+    by_lane: set[Any]  # what the policy "auto" takes lane by lane
 
-    def look_at_edges(self) -> None:
-        """From now on the next call checks the ways to the cells that are touched."""
-        if self.checked != len(self.touched):
-            self.checked = len(self.touched)
-            self.edges = self.discovery.edges(self.cells[i] for i in list(self.touched))
+    def __init__(self, fn: Any):
+        super().__init__(fn)
+        self.touched: set[int] = set()
+
+    def touch(self, changed: Sequence[int]) -> None:
+        """From now on the next call looks up the cells that this one has used."""
+        self.touched.update(changed)
+        if len(self.touched) != len(self.used):
+            self.use([self.cells[i] for i in list(self.touched)])
 
 
 class Values(Sequence[Any]):
-    """The values of the cells of a call. Those that are asked for one by one are read; an
-    iteration is for a trace, which only looks at shapes.
+    """A call: the values of the cells. Those that are asked for one by one are read; an iteration
+    is for a trace, which only looks at shapes.
     """
 
     def __init__(self, prepared: Prepared):
         self.prepared = prepared
         self.trace = trace_state()
+        self.is_run = False  # the function, to be traced
 
     def __len__(self) -> int:
         return len(self.prepared.cells)
@@ -92,25 +85,14 @@ class Values(Sequence[Any]):
         return encode(cell, value) if cell in self.prepared.impls else value
 
     def __iter__(self) -> Iterator[Any]:
-        values = [peek(cell) for cell in self.prepared.cells]
-        for i, cell in enumerate(self.prepared.cells):
-            if cell in self.prepared.impls:
-                # Inside another trace, nothing may be done to a value of this one.
-                inside = self.trace != trace_state()
-                values[i] = (
-                    jax.eval_shape(encode_key, values[i]) if inside else encode_key(values[i])
-                )
-        return iter(values)
-
-
-class _Calls(threading.local):
-    """The calls that this thread is making, the innermost last."""
-
-    def __init__(self) -> None:
-        self.stack: list[Prepared] = []
-
-
-calls = _Calls()
+        # Inside another trace, nothing may be done to a value of this one.
+        inside = self.trace != trace_state()
+        for cell in self.prepared.cells:
+            value = peek(cell)
+            if cell in self.prepared.impls and is_typed(value):
+                key_data = jax.random.key_data
+                value = jax.eval_shape(key_data, value) if inside else key_data(value)
+            yield value
 
 
 def parse_axes(spec: Any, parameter: str) -> dict[Any, Any]:
@@ -128,7 +110,7 @@ def parse_axes(spec: Any, parameter: str) -> dict[Any, Any]:
     return {axis: to_predicate(filter) for axis, filter in spec.items()}
 
 
-def match(axes: dict[Any, Any], paths: list[Any], cell: State) -> tuple[Any, ...]:
+def match(axes: dict[Any, Any], paths: list[Any], cell: Any) -> tuple[Any, ...]:
     """The axis of the first filter that matches, in a tuple that is empty if none does."""
     for axis, predicate in axes.items():
         if any(predicate(path, cell) for path in paths):
