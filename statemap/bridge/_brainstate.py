@@ -117,11 +117,11 @@ def brainstate(
     """
     if bs.State not in classes():
         raise RuntimeError(
-            "After `compat.install(layers=\"brainstate\")`, brainstate's modules are the shim's, and "
-            "need no bridge.\n"
-            "Wrong:  net, states = bridge.brainstate(module)\n"
+            "brainstate runs on the shim, and its modules need no bridge.\n"
+            "Wrong:  compat.install(layers='brainstate')\n"
+            "        net, states = bridge.brainstate(module)\n"
             "Right:  step, states = compat.to_functional(module)\n"
-            "or      compat.uninstall() first"
+            "or      compat.uninstall()  # before the bridge"
         )
     if key is not None:
         key = one_key(key, "bridge.brainstate")

@@ -78,9 +78,9 @@ def test_errors_are_brainstates(layers):
     step = layers.transform.vmap2(
         lambda x: setattr(shared, "value", x), unexpected_out_state_mapping="raise"
     )
-    with pytest.raises(layers.transform.BatchAxisError, match="depends on the lane"):
+    with pytest.raises(layers._error.BatchAxisError, match="depends on the lane"):
         step(jnp.arange(3.0))
-    with pytest.raises(layers.BrainStateError, match="depends on the lane"):
+    with pytest.raises(layers._error.BrainStateError, match="depends on the lane"):
         step(jnp.arange(3.0))
 
 
@@ -126,14 +126,18 @@ def test_the_bridge_is_for_brainstate_alone(layers):
     with pytest.raises(RuntimeError, match=r"compat\.to_functional\(module\)"):
         bridge.brainstate(net)
     compat.uninstall()
-    assert bridge.brainstate(brainstate.nn.Linear(3, 2))[0](sm.States(), jnp.ones(3))
+    net, states = bridge.brainstate(brainstate.nn.Linear(3, 2))
+    assert net(states, jnp.ones(3))[0].shape == (2,)
 
 
 def test_a_model_as_a_function(layers):
     net = layers.nn.Linear(3, 2)
     step, states = compat.to_functional(net)
     out, after = step(states, jnp.ones(3))
-    assert (out == net(jnp.ones(3))).all() and len(after) == 1
+    assert (out == net(jnp.ones(3))).all() and len(after) == 2
+    assert type(after["weight"]) is dict and isinstance(
+        dict(after.items())["weight",], sm.ParamState
+    )
 
 
 SCRIPT = """

@@ -47,9 +47,10 @@ def values(module: Any) -> dict[str, Any]:
 @program
 def fit_and_not_fit(bs):
     net = bs.nn.Sequential(bs.nn.Linear(3, 4), bs.nn.Dropout(0.5), bs.nn.BatchNorm0d(4))
-    step, outs = bs.transform.jit(net), []
+    outs = []
     for fit in True, False, True, False:
         with bs.environ.context(fit=fit):
+            step = bs.transform.jit(net)  # brainstate would not look at `fit` again
             outs.append(step(jnp.arange(6.0).reshape(2, 3)))
     return outs
 

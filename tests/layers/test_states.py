@@ -1,8 +1,5 @@
 """brainstate's States as cells: what they can do, in transforms and outside."""
 
-import copy
-import pickle
-
 import brainstate
 import jax
 import jax.numpy as jnp
@@ -69,10 +66,10 @@ def test_copies_in_a_transform(layers, make):
 
 def test_a_copy_has_the_value_alone(layers):
     state = layers.ShortTermState(jnp.array(1.0))
-    for new in state.copy(), state.replace(), copy.deepcopy(state):
+    for new in state.copy(), state.replace():
         new.value = jnp.array(5.0)
         assert state.value == 1 and new.value == 5
-    assert state.replace(jnp.array(2.0)).value == 2 and state.replace(name="w").name == "w"
+    assert state.replace(jnp.array(2.0)).value == 2 and state.value == 1
 
 
 def test_a_restored_value_is_not_written(layers):
@@ -84,12 +81,6 @@ def test_a_restored_value_is_not_written(layers):
         return state.value
 
     assert run() == 7 and state.value == 1
-
-
-def test_pickle(layers):
-    rng = layers.random.RandomState(3)
-    again = pickle.loads(pickle.dumps(layers.random.RandomState(3)))
-    assert (rng.normal(size=3) == again.normal(size=3)).all()
 
 
 def test_hooks(layers):

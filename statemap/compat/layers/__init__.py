@@ -7,6 +7,7 @@ from typing import Any
 from .. import transform
 from .._errors import BatchAxisError, TraceContextError
 from ..transform._policy import _Default
+from ._modules import over
 from ._patches import Patches
 
 
@@ -36,7 +37,9 @@ def install() -> None:
     patches = Patches()
     try:
         _private.cells(patches)
-        patches.replace(_transforms(_private.bs.transform), "statemap")
+        bs = _private.bs
+        ours = {**_shared(bs.transform, vars(transform)), **_shared(bs.nn, over(bs.nn))}
+        patches.replace(ours, "statemap")
         for own, theirs in _private.errors(BatchAxisError, TraceContextError):
             patches.add_base(own, theirs)
         before = _Default.policy
@@ -54,12 +57,11 @@ def uninstall() -> None:
         _installed.pop().undo()
 
 
-def _transforms(theirs: Any) -> dict[int, tuple[Any, Any]]:
-    """The transforms of brainstate that the shim has, too, and those of the shim."""
+def _shared(theirs: Any, ours: dict[str, Any]) -> dict[int, tuple[Any, Any]]:
+    """`(theirs, ours)` of all names that both have."""
     found = {}
-    for name, new in vars(transform).items():
+    for name, new in ours.items():
         old = vars(theirs).get(name)
-        if old is None or name.startswith("_") or isinstance(new, types.ModuleType):
-            continue
-        found[id(old)] = old, new
+        if old is not None and not name.startswith("_") and not isinstance(new, types.ModuleType):
+            found[id(old)] = old, new
     return found
