@@ -2,6 +2,7 @@
 
 import importlib
 import types
+from collections.abc import Mapping
 from typing import Any
 
 from .. import transform
@@ -57,7 +58,7 @@ def uninstall() -> None:
         _installed.pop().undo()
 
 
-def _shared(theirs: Any, ours: dict[str, Any]) -> dict[int, tuple[Any, Any]]:
+def _shared(theirs: Any, ours: Mapping[str, Any]) -> dict[int, tuple[Any, Any]]:
     """`(theirs, ours)` of all names that both have."""
     found = {}
     for name, new in ours.items():
