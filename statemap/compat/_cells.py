@@ -173,6 +173,13 @@ class State(Cell, Generic[A]):
             vars(self).update(vars(other), **own)
             self._receive(value)
 
+    def to_state_ref(self) -> Any:
+        """Of brainstate's `graph`, which is not here."""
+        raise NotImplementedError(
+            "A TreefyState is of brainstate's `graph`. For brainstate's own graph, layers and "
+            'States on this engine: `statemap.compat.install(layers="brainstate")`.'
+        )
+
     def check_valid_trace(self, error_msg: Callable[[], str]) -> None:
         """Refuses to go on under another trace than the one that the cell was made in."""
         if self._trace != trace_state():

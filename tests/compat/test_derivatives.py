@@ -132,7 +132,7 @@ def test_forward_gradients(size, cells):
     f = lambda x: (x.sum(), {"aux": x})
     grads, value, aux = transform.fwd_grad(f, has_aux=True, return_value=True)(X)
     assert grads.shape == X.shape and value == 3 and aux["aux"].tolist() == X.tolist()
-    with pytest.raises(ValueError, match=r"a single number.*vector_grad"):
+    with pytest.raises(ValueError, match=r"a scalar.*vector_grad"):
         transform.fwd_grad(lambda x: x)(X)
     with pytest.raises(TypeError, match="int32"):
         transform.fwd_grad(lambda x: x.astype(float).sum())(jnp.arange(2))

@@ -72,3 +72,43 @@ def test_units(bst, name):
     outs.append(bst.transform.scan(step, 1.0 * u.mV, arange(3) * u.mV))
     outs.append(bst.transform.cond(True, lambda x: w.value * x, lambda x: x * w.value, 2.0 * u.mV))
     return outs, values(w)
+
+
+@pytest.mark.parametrize("only", [False, True])
+@same
+def test_the_jaxprs_of_functions(bst, only):
+    a, b, c = bst.State(arange(2)), bst.State({"x": arange(3), "y": arange(1)}), bst.State(0)
+
+    def f(x, y, n, *, z=1.0):
+        out = a.value.sum() * x["u"] + z
+        b.value = {"x": b.value["x"] * n, "y": y}
+        c.value = c.value + 1
+        return {"out": out}
+
+    sf = bst.transform.StatefulFunction(f, static_argnums=2, return_only_write=only)
+    args = {"u": arange(4)}, arange(1), 3
+    key = sf.make_jaxpr(*args, z=2.0).get_arg_cache_key(*args, z=2.0)
+    jaxpr = sf.get_jaxpr_by_cache(key).jaxpr
+    shapes = [[v.aval.shape for v in jaxpr.invars], [v.aval.shape for v in jaxpr.outvars]]
+    out_shapes = jax.tree.map(lambda x: x.shape, sf.get_out_shapes_by_cache(key))
+    trace = sf.get_state_trace_by_cache(key)
+    assert list(sf.get_states_by_cache(key)) == list(trace.states) == [a, b, c]
+    assert len(key) == 4 and len(key.static_args) == 1
+    new, out = sf.jaxpr_call(trace.get_state_values(), *args, z=2.0)
+    return shapes, out_shapes, list(trace.been_writen), list(new), out, values(a, b, c)
+
+
+@same
+def test_shards(bst):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    P = jax.sharding.PartitionSpec
+    w, rows = bst.State(jnp.asarray(3.0)), bst.State(arange(8))
+
+    def f(x, y):
+        rows.value = rows.value + x
+        w.value = w.value + jax.lax.psum(x.sum(), "x")
+        return x * y
+
+    specs = {"state_in_specs": {rows: P("x")}, "state_out_specs": {rows: P("x")}}
+    f = bst.transform.shard_map(f, mesh, (P("x"), P()), P("x"), **specs)
+    return f(arange(8), 2.0), values(w, rows), f(arange(8), 1.0), values(w, rows)

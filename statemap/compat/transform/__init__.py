@@ -2,13 +2,7 @@
 
 from typing import Any as _Any
 
-from ._function import (
-    checkpoint as checkpoint,
-    eval_shape as eval_shape,
-    make_jaxpr as make_jaxpr,
-    remat as remat,
-    StatefulFunction as StatefulFunction,
-)
+from ._function import make_jaxpr as make_jaxpr, StatefulFunction as StatefulFunction
 from ._grad import (
     fwd_grad as fwd_grad,
     grad as grad,
@@ -43,6 +37,12 @@ from ._new_states import (
 )
 from ._policy import set_default_policy as set_default_policy
 from ._progress import ProgressBar as ProgressBar
+from ._shapes import (
+    checkpoint as checkpoint,
+    eval_shape as eval_shape,
+    remat as remat,
+    shard_map as shard_map,
+)
 
 
 def __getattr__(name: str) -> _Any:

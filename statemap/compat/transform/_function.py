@@ -1,23 +1,56 @@
 """`StatefulFunction`: a function traced once for each signature, to look into."""
 
 import threading
-from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..._cache import Cache
-from ..._programs import abstract, CacheKey
-from .._cells import State
-from .._frames import Frame, local, write_all
-from .._lift import arrays_of, capture, Program, read_all, run
-from ._jit import _numbers
-from ._missing import left_out, MISSING
+from ..._exact import exact
+from ..._jaxpr import eval_jaxpr
+from ..._programs import abstract, CacheKey as Abstract
+from .._catch import StateTraceStack
+from .._frames import Frame, peek, write_all
+from .._lift import arrays_of, capture, read_all, refuse_cells, run
+
+
+class CacheKey(NamedTuple):
+    """What a function is traced for: structures, shapes and dtypes, and static values."""
+
+    static_args: Hashable
+    dyn_args: Abstract
+    static_kwargs: Hashable
+    dyn_kwargs: Abstract
+
+
+class _Traced(NamedTuple):
+    """What came of tracing."""
+
+    jaxpr: Any  # from the arguments and the values of the cells to the output and the new values
+    out_shapes: Any  # of these two
+    trace: StateTraceStack  # the cells
+    kinds: list[Any]  # of their values
+
+
+def _pair(look: Callable[[_Traced], Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two methods that show something of what was traced, by arguments and by key."""
+
+    def get(self: Any, *args: Any, compile_if_miss: bool = True, **kwargs: Any) -> Any:
+        key = self.get_arg_cache_key(*args, compile_if_miss=compile_if_miss, **kwargs)
+        return look(self._traced(key))
+
+    def get_by_cache(self: Any, cache_key: Hashable) -> Any:
+        return look(self._traced(cache_key))
+
+    return get, get_by_cache
 
 
 class StatefulFunction:
-    """A function that uses cells as a jaxpr. (After `brainstate.transform.StatefulFunction`.)
+    """A function that uses cells as a jaxpr, from its arguments and the values of the cells:
+    [brainstate's `StatefulFunction`](https://brainstate.readthedocs.io), all of whose methods there
+    are. `static_argnums` may count from the end. `ir_optimizations` are not supported.
 
     ```python
     import jax.numpy as jnp
@@ -34,25 +67,10 @@ class StatefulFunction:
     """
 
     def __init__(
-        self,
-        fun: Callable,
-        static_argnums: int | Iterable[int] = (),
-        static_argnames: str | Iterable[str] = (),
-        axis_env: Any = None,
-        name: str | None = None,
-        return_only_write: bool = True,
-        ir_optimizations: None = None,
-    ):
-        """**Arguments:**
-
-        - `fun`: the function.
-        - `static_argnums`, `static_argnames`: arguments that are compiled in.
-        - `axis_env`: names and sizes of axes, for collectives.
-        - `name`: a name.
-        - `return_only_write`: whether only values that were written come out of the jaxpr, or
-            those of all cells that the function uses.
-        - `ir_optimizations`: not supported, None only.
-        """
+        self, fun: Callable, static_argnums: int | Iterable[int] | None = (),
+        static_argnames: str | Iterable[str] | None = (), axis_env: Any = None,
+        name: str | None = None, return_only_write: bool = True, ir_optimizations: Any = None,
+    ):  # fmt: skip
         if ir_optimizations is not None:
             raise NotImplementedError(
                 "`ir_optimizations` is not supported: XLA removes dead code and common "
@@ -62,8 +80,9 @@ class StatefulFunction:
             raise TypeError(f"A StatefulFunction is made of a function, not {fun!r}.")
         self.fun: Callable[..., Any] = fun
         self.__wrapped__: Callable[..., Any] = fun
-        self.static_argnums: tuple[int, ...] = _numbers(static_argnums, "static_argnums")  # pyright: ignore
+        nums = (static_argnums,) if isinstance(static_argnums, int) else static_argnums
         names = (static_argnames,) if isinstance(static_argnames, str) else static_argnames
+        self.static_argnums: tuple[int, ...] = tuple(nums or ())
         self.static_argnames: tuple[str, ...] = tuple(names or ())
         self.axis_env = axis_env
         self.name = name
@@ -73,135 +92,152 @@ class StatefulFunction:
     def clear_cache(self) -> None:
         """Forgets what was traced."""
         self._lock = threading.RLock()
-        self._programs: Cache[Program] = Cache(128)
+        self._cache: Cache[_Traced] = Cache(128)
+        self._hits = self._misses = 0
 
     def get_arg_cache_key(
         self, *args: Any, compile_if_miss: bool = False, **kwargs: Any
     ) -> Hashable:
-        """What the function is traced for: structures, shapes and dtypes, static values."""
+        """The key by which what is traced for these arguments is found."""
         if compile_if_miss:
             self.make_jaxpr(*args, **kwargs)
-        static, dynamic, named = self._split(args, kwargs)
-        leaves, treedef = jax.tree.flatten((dynamic, named))
-        leaves = tuple(abstract(x if hasattr(x, "dtype") else jnp.asarray(x)) for x in leaves)
-        return CacheKey(treedef, leaves), static
+        (static, names), dynamic, named = self._split(args, kwargs)
+        refuse_cells((dynamic, named))
+        return CacheKey(
+            tuple(map(exact, static.values())), _abstract(dynamic),
+            tuple(map(exact, sorted(names.items()))), _abstract(named),
+        )  # fmt: skip
 
     def make_jaxpr(self, *args: Any, **kwargs: Any) -> "StatefulFunction":
         """Traces the function for these arguments, if it is not yet."""
-        self._program(args, kwargs)
+        key = self.get_arg_cache_key(*args, **kwargs)
+        try:
+            found = self._cache.get(key)
+        except TypeError as error:
+            raise TypeError(f"Static arguments are hashable. {error}") from None
+        if found is not None and _kinds(found.trace.states) == found.kinds:
+            self._hits += 1
+        else:
+            with self._lock:
+                self._misses += 1
+                try:
+                    self._cache.replace(key, self._trace(args, kwargs))
+                except BaseException:
+                    self._cache.discard(key)
+                    raise
         return self
 
-    def get_jaxpr(self, *args: Any, **kwargs: Any) -> Any:
-        """The jaxpr: from the values of the cells and the arguments to the output and the new
-        values.
-        """
-        return self._program(args, kwargs).jaxpr
+    get_jaxpr, get_jaxpr_by_cache = _pair(lambda found: found.jaxpr)
+    get_out_shapes, get_out_shapes_by_cache = _pair(lambda found: found.out_shapes)
+    get_out_treedef, get_out_treedef_by_cache = _pair(lambda x: jax.tree.structure(x.out_shapes))
+    get_state_trace, get_state_trace_by_cache = _pair(lambda found: found.trace)
+    get_states, get_states_by_cache = _pair(lambda found: tuple(found.trace.states))
+    get_read_states, get_read_states_by_cache = _pair(lambda x: x.trace.get_read_states())
+    get_write_states, get_write_states_by_cache = _pair(lambda x: x.trace.get_write_states())
 
-    def get_jaxpr_by_cache(self, cache_key: Hashable) -> Any:
-        """The jaxpr of a key from `get_arg_cache_key`."""
-        return self._by_key(cache_key).jaxpr
+    def get_cache_stats(self) -> dict[str, Any]:
+        """How often what was needed had been traced."""
+        rate = 100 * self._hits / max(self._hits + self._misses, 1)
+        counts = {"hits": self._hits, "misses": self._misses, "hit_rate": rate}
+        return {"compilation_cache": {"size": len(self._cache), "maxsize": 128, **counts}}
 
-    def get_out_shapes(self, *args: Any, **kwargs: Any) -> Any:
-        """`(shapes of the output, shapes of the new values)`."""
-        return self._program(args, kwargs).out_shape
+    def validate_states(self, cache_key: Hashable) -> bool:
+        """Whether the cells of a key are cells, as they always are."""
+        return self._traced(cache_key) is not None
 
-    def get_out_shapes_by_cache(self, cache_key: Hashable) -> Any:
-        """`get_out_shapes` of a key from `get_arg_cache_key`."""
-        return self._by_key(cache_key).out_shape
+    def validate_all_states(self) -> dict[Any, bool]:
+        """The same of all keys."""
+        return {key: self.validate_states(key) for key in list(self._cache.items)}
 
-    def get_out_treedef(self, *args: Any, **kwargs: Any) -> Any:
-        """The structure of `get_out_shapes`."""
-        return self._program(args, kwargs).out_treedef
-
-    def get_states(self, *args: Any, **kwargs: Any) -> tuple[State, ...]:
-        """The cells that the function uses, in the order in which their values go in."""
-        return self._program(args, kwargs).cells
-
-    def get_states_by_cache(self, cache_key: Hashable) -> tuple[State, ...]:
-        """`get_states` of a key from `get_arg_cache_key`."""
-        return self._by_key(cache_key).cells
-
-    def get_read_states(self, *args: Any, **kwargs: Any) -> tuple[State, ...]:
-        """The cells that are read and not written."""
-        return _only_read(self._program(args, kwargs))
-
-    def get_read_states_by_cache(self, cache_key: Hashable) -> tuple[State, ...]:
-        """`get_read_states` of a key from `get_arg_cache_key`."""
-        return _only_read(self._by_key(cache_key))
-
-    def get_write_states(self, *args: Any, **kwargs: Any) -> tuple[State, ...]:
-        """The cells that are written."""
-        return self._program(args, kwargs).written
-
-    def get_write_states_by_cache(self, cache_key: Hashable) -> tuple[State, ...]:
-        """`get_write_states` of a key from `get_arg_cache_key`."""
-        return self._by_key(cache_key).written
-
-    def jaxpr_call(self, state_vals: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Evaluates the jaxpr, and changes no cell.
-
-        **Arguments:**
-
-        - `state_vals`: a value for each of `get_states`.
+    def jaxpr_call(self, state_vals: Sequence[Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Evaluates the jaxpr with these values of `get_states`, and changes no cell.
 
         **Returns:**
 
         `(new values, output)`: the new value of each cell, with `return_only_write` None for
         those that are only read.
         """
-        program = self._program(args, kwargs)
-        if len(state_vals) != len(program.cells):
-            raise ValueError(
-                f"The function uses {len(program.cells)} cells, and was given "
-                f"{len(state_vals)} values."
-            )
+        found = self._traced(self.get_arg_cache_key(*args, compile_if_miss=True, **kwargs))
+        _check_values(found, state_vals)
+        if jax.config.jax_disable_jit:  # pyright: ignore
+            return self.debug_call(state_vals, *args, **kwargs)
         _, dynamic, named = self._split(args, kwargs)
-        out, new = program(state_vals, dynamic, named)
-        after = dict(zip(program.written, new))
-        kept = [None if self.return_only_write else value for value in state_vals]
-        return tuple(after.get(c, k) for c, k in zip(program.cells, kept)), out
+        leaves = jax.tree.leaves((dynamic, named, list(state_vals)))
+        flat = eval_jaxpr(found.jaxpr.jaxpr, found.jaxpr.consts, *leaves)
+        out, new = jax.tree.unflatten(jax.tree.structure(found.out_shapes), flat)
+        return new, out
+
+    def debug_call(self, state_vals: Sequence[Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """`jaxpr_call` that runs the function itself."""
+        found = self._traced(self.get_arg_cache_key(*args, compile_if_miss=True, **kwargs))
+        _check_values(found, state_vals)
+        cells = found.trace.states
+        frame = Frame(cells, state_vals)
+        out, new = run(self.fun, frame, *args, **kwargs)
+        return self._returned(cells, state_vals, frame.written, new), out
 
     def jaxpr_call_auto(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates the jaxpr, and writes the new values to the cells."""
-        program = self._program(args, kwargs)
-        _, dynamic, named = self._split(args, kwargs)
-        out, new = program(read_all(program.cells), dynamic, named)
-        write_all(program.written, new)
+        if jax.config.jax_disable_jit:  # pyright: ignore
+            return self.fun(*args, **kwargs)
+        cells = self.get_states(*args, **kwargs)
+        new, out = self.jaxpr_call(read_all(cells), *args, **kwargs)
+        after = dict(zip(cells, new))
+        written = self.get_write_states(*args, **kwargs)
+        write_all(written, [after[cell] for cell in written])
         return out
 
     __call__ = jaxpr_call_auto
 
     def _split(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tuple, dict[str, Any]]:
-        static = {i: a for i, a in enumerate(args) if i in self.static_argnums}
+        """The static ones, by position and by name; the other positional ones; the other named."""
+        static = {}
+        for i in self.static_argnums:
+            if not -len(args) <= i < len(args):
+                are = "is 1 argument" if len(args) == 1 else f"are {len(args)} arguments"
+                raise ValueError(f"static_argnums contains index {i}, and there {are} by position.")
+            static[i % len(args)] = args[i]
         names = {k: v for k, v in kwargs.items() if k in self.static_argnames}
         dynamic = tuple(a for i, a in enumerate(args) if i not in static)
-        named = {k: v for k, v in kwargs.items() if k not in names}
-        return (tuple(static.items()), tuple(sorted(names.items()))), dynamic, named
+        return (static, names), dynamic, {k: v for k, v in kwargs.items() if k not in names}
 
-    def _program(self, args: tuple, kwargs: dict[str, Any]) -> Program:
-        key = self.get_arg_cache_key(*args, **kwargs)
-        found = self._programs.get(key)
-        if found is None or not _fits(found):
-            with self._lock:
-                self._programs.discard(key)
-                found = self._programs.add(key, self._trace(args, kwargs))
-        return found
-
-    def _trace(self, args: tuple, kwargs: dict[str, Any]) -> Program:
+    def _trace(self, args: tuple, kwargs: dict[str, Any]) -> _Traced:
         (static, names), dynamic, named = self._split(args, kwargs)
+        fun = self.fun
 
         def bound(*given: Any, **named: Any) -> Any:
-            own, fixed = iter(given), dict(static)
-            every = [fixed[i] if i in fixed else next(own) for i in range(len(args))]
-            return self.fun(*every, **dict(names), **named)
+            own = iter(given)
+            every = [static[i] if i in static else next(own) for i in range(len(args))]
+            return fun(*every, **names, **named)
 
-        return capture(bound, dynamic, named, axis_env=self.axis_env)
+        program = capture(bound, dynamic, named, axis_env=self.axis_env)
+        cells = tuple(dict.fromkeys([*program.read, *program.written, *program.cells]))
 
-    def _by_key(self, key: Hashable) -> Program:
-        found = self._programs.get(key)
+        def flat(args: Any, kwargs: Any, values: Any) -> Any:
+            now = dict(zip(cells, values))
+            out, new = program([now[cell] for cell in program.cells], args, kwargs)
+            return out, self._returned(cells, values, program.written, new)
+
+        env = {} if self.axis_env is None else {"axis_env": self.axis_env}
+        make = jax.make_jaxpr(flat, return_shape=True, **env)
+        jaxpr, shapes = make(dynamic, named, [peek(cell) for cell in cells])
+        trace = StateTraceStack(self.name)
+        trace.states.extend(cells)
+        trace.been_writen.extend(cell in program.written for cell in cells)
+        return _Traced(jaxpr, shapes, trace, _kinds(cells))
+
+    def _returned(self, cells: Any, values: Any, written: Iterable[Any], new: Any) -> tuple:
+        after = dict(zip(written, new))
+        kept = [None if self.return_only_write else value for value in values]
+        return tuple(after.get(cell, k) for cell, k in zip(cells, kept))
+
+    def _traced(self, key: Hashable) -> _Traced:
+        found = self._cache.get(key)
         if found is None:
             raise ValueError(
-                f"The function has not been traced for {key!r}. Trace it: `make_jaxpr(*args)`."
+                "The function is not compiled for these arguments. Trace it for them: "
+                f"`make_jaxpr()`.\nRequested key:\n  {key}\nAvailable keys:\n  "
+                + "\n  ".join(map(str, self._cache.items))
             )
         return found
 
@@ -213,37 +249,36 @@ class StatefulFunction:
         return f"StatefulFunction({getattr(self.fun, '__name__', self.fun)})"
 
 
-def _only_read(program: Program) -> tuple[State, ...]:
-    return tuple(cell for cell in program.cells if cell not in program.written)
+def _check_values(found: _Traced, values: Sequence[Any]) -> None:
+    if len(values) != len(found.kinds):
+        raise ValueError(
+            f"State length mismatch: the function uses {len(found.kinds)} cells, and was given "
+            f"{len(values)} values."
+        )
+    for i, (value, (treedef, _)) in enumerate(zip(values, found.kinds)):
+        if value is None and treedef.num_leaves:
+            label = found.trace.states[i].label
+            raise ValueError(f"`state_vals` contains None at index {i}, the value of a {label}.")
 
 
-def _fits(program: Program) -> bool:
-    """Whether the cells still have the shapes that the program was traced with."""
-    leaves = [x for cell in program.cells for x in jax.tree.leaves(arrays_of(cell))]
-    avals = program.jaxpr.in_avals[: len(leaves)]
-    return len(avals) == len(leaves) and all(
-        jnp.shape(x) == a.shape and jnp.result_type(x) == a.dtype for x, a in zip(leaves, avals)
-    )
+def _abstract(tree: Any) -> Abstract:
+    leaves, treedef = jax.tree.flatten(tree)
+    arrays = [x if hasattr(x, "dtype") else jnp.asarray(x) for x in leaves]
+    return Abstract(treedef, tuple(map(abstract, arrays)))
+
+
+def _kinds(cells: Iterable[Any]) -> list[Any]:
+    flat = [jax.tree.flatten(arrays_of(cell)) for cell in cells]
+    return [(t, [(jnp.shape(x), jnp.result_type(x)) for x in xs]) for xs, t in flat]
 
 
 def make_jaxpr(
-    fun: Callable,
-    static_argnums: int | Iterable[int] = (),
-    static_argnames: str | Iterable[str] = (),
-    axis_env: Any = None,
-    return_shape: bool = False,
+    fun: Callable, static_argnums: int | Iterable[int] = (),
+    static_argnames: str | Iterable[str] = (), axis_env: Any = None, return_shape: bool = False,
     return_only_write: bool = False,
-) -> Callable[..., Any]:
-    """`jax.make_jaxpr` of a function that uses cells.
-
-    **Arguments:**
-
-    - `return_shape`: whether to return the shapes of the output as well.
-    - The others are those of [`statemap.compat.transform.StatefulFunction`][].
-
-    **Returns:**
-
-    A function that returns `(jaxpr, cells)`, or `(jaxpr, cells, shapes)`.
+) -> Callable[..., Any]:  # fmt: skip
+    """A function that gives the jaxpr of `fun` and the cells that it uses:
+    [brainstate's `make_jaxpr`](https://brainstate.readthedocs.io).
     """
     function = StatefulFunction(
         fun, static_argnums, static_argnames, axis_env, return_only_write=return_only_write
@@ -255,84 +290,5 @@ def make_jaxpr(
             return jaxpr, cells, function.get_out_shapes(*args, **kwargs)[0]
         return jaxpr, cells
 
+    make.__name__ = f"make_jaxpr({getattr(fun, '__name__', fun)})"
     return make
-
-
-def eval_shape(f: Callable, *args: Any, return_state_shapes: bool = False, **kwargs: Any) -> Any:
-    """The shapes and dtypes of what a function returns, without computing it. Cells that it makes
-    hold `jax.ShapeDtypeStruct`s, so that `eval_shape(Model)` gives a model without numbers.
-
-    **Arguments:**
-
-    - `return_state_shapes`: whether to return `(by cell, the shapes of what it holds; shapes)`.
-    """
-    frames: list[Frame] = []
-    others: dict[int, Any] = {}
-    treedefs: list[Any] = []
-
-    def pure(args: Any, kwargs: Any) -> Any:
-        frames.append(frame := Frame())
-
-        def call() -> Any:
-            return jax.tree.flatten(f(*args, **kwargs)), [c.value for c in frame.created]
-
-        (leaves, treedef), made = frame.run(call)
-        arrays = {i: x for i, x in enumerate(leaves) if _is_output(x)}
-        others.update({i: x for i, x in enumerate(leaves) if i not in arrays})
-        treedefs.append(treedef)
-        used = [*frame.read, *(c for c in frame.written if c not in frame.read)]
-        values = [frame.get(cell) for cell in used]
-        frame.release()
-        return arrays, made, values
-
-    arrays, made, used = jax.eval_shape(pure, args, kwargs)
-    frame = frames[-1]
-    for cell, value in zip(frame.created, made):
-        cell._held, cell._level = value, len(local.frames)
-    out = jax.tree.unflatten(treedefs[-1], [v for _, v in sorted({**arrays, **others}.items())])
-    cells = [*frame.read, *(c for c in frame.written if c not in frame.read)]
-    return (dict(zip(cells, used)), out) if return_state_shapes else out
-
-
-def _is_output(x: Any) -> bool:
-    return isinstance(x, (jax.Array, int, float, complex)) or hasattr(x, "dtype")
-
-
-def checkpoint(
-    fun: Any = MISSING,
-    *,
-    prevent_cse: bool = True,
-    policy: Callable[..., bool] | None = None,
-    static_argnums: int | tuple[int, ...] = (),
-) -> Callable:
-    """`jax.checkpoint` of a function that uses cells: under a gradient it is computed again
-    rather than kept.
-
-    **Arguments:**
-
-    Those of `jax.checkpoint`.
-    """
-    if left_out(fun) or fun is None:
-        return lambda f: checkpoint(
-            f, prevent_cse=prevent_cse, policy=policy, static_argnums=static_argnums
-        )
-    nums = _numbers(static_argnums, "static_argnums")
-    options: dict[str, Any] = {"policy": policy, "static_argnums": nums}
-
-    def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        frames: list[Frame] = []
-
-        def pure(*args: Any, **kwargs: Any) -> Any:
-            frames.append(Frame())
-            return run(fun, frames[-1], *args, **kwargs)
-
-        out, new = jax.checkpoint(pure, prevent_cse=prevent_cse, **options)(*args, **kwargs)
-        write_all(tuple(frames[-1].written), new)
-        return out
-
-    checkpointed.__wrapped__ = fun  # pyright: ignore
-    checkpointed.__name__ = getattr(fun, "__name__", type(fun).__name__)
-    return checkpointed
-
-
-remat = checkpoint

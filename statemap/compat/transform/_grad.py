@@ -167,7 +167,7 @@ def _fwd_grad(
         out, push, aux = jax.linearize(fun, *point, has_aux=True)
         if jnp.shape(out) != ():
             raise ValueError(
-                f"`fwd_grad` is of a function that returns a single number, not {out}. For more: "
+                f"`fwd_grad` is of a function that returns a scalar, not {out}. For more: "
                 "`vector_grad`, `jacfwd`."
             )
 
@@ -193,7 +193,9 @@ def _fwd_grad(
 def _normal(key: jax.Array, size: tuple[int, ...], like: Any) -> jax.Array:
     dtype = jnp.result_type(like)
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"`fwd_grad` is with respect to real or complex numbers, not {dtype}.")
+        raise TypeError(
+            f"`fwd_grad` is with respect to inexact (real or complex) numbers, not {dtype}."
+        )
     return jax.random.normal(key, (*size, *jnp.shape(like)), dtype)
 
 
@@ -209,14 +211,15 @@ def vjp(
         several = (argnums,) if isinstance(argnums, int) else tuple(argnums)
         for i in several:
             if not -len(primals) <= i < len(primals):
-                raise ValueError(f"`argnums` holds {i}, and there are {len(primals)} arguments.")
+                n = len(primals)
+                raise ValueError(f"`argnums` holds {i}, out of range for {n} arguments.")
         several = tuple(i % len(primals) for i in several)
         if len(set(several)) < len(several):
             raise ValueError(f"`argnums` names an argument twice: {argnums}.")
         nums = several[0] if isinstance(argnums, int) else several
     if nums in (None, ()) and not jax.tree.leaves(grad_states, is_leaf=is_cell):
         raise ValueError(
-            "`vjp` needs something to differentiate with respect to: arguments (`argnums`) or "
+            "`vjp` has nothing to differentiate with respect to: give arguments (and `argnums`) or "
             "cells (`grad_states`)."
         )
     gradient = GradientTransform(fun, jax.vjp, grad_states, nums, has_aux=has_aux)
