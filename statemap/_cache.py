@@ -3,7 +3,7 @@
 import collections
 import threading
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 
 V = TypeVar("V")
@@ -67,3 +67,6 @@ class Cache(Generic[V]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.size,)  # copies have nothing in them

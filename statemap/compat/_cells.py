@@ -9,19 +9,9 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from . import _frames
 from ._errors import TraceContextError
-from ._frames import (
-    Cell,
-    DEAD,
-    has_tracer,
-    is_cell,
-    local,
-    peek,
-    read,
-    trace_state,
-    Unbatched,
-    write,
-)
+from ._frames import Cell, DEAD, has_tracer, is_cell, peek, read, Unbatched, write
 
 
 if TYPE_CHECKING:
@@ -46,13 +36,9 @@ class State(Cell, Generic[A]):
     tag: set[str] | None
 
     def __init__(
-        self,
-        value: A,
-        name: str | None = None,
-        *,
-        tag: str | Iterable[str] | None = None,
+        self, value: A, name: str | None = None, *, tag: str | Iterable[str] | None = None,
         **metadata: Any,
-    ):
+    ):  # fmt: skip
         """Of a pytree, or of another cell, whose value is taken; `metadata` become attributes."""
         vars(self).update(metadata)
         self._value = maybe_state(value)
@@ -60,7 +46,7 @@ class State(Cell, Generic[A]):
         self.tag = {tag} if isinstance(tag, str) else None if tag is None else set(tag)
         self._been_writen = False
         self._born()
-        for catcher in local.catchers:
+        for catcher in _frames.local.catchers:
             catcher.append(self)
 
     @property
@@ -76,7 +62,7 @@ class State(Cell, Generic[A]):
                 "Wrong:  a.value = b\n"
                 "Right:  a.value = b.value"
             )
-        if local.tree_checks[-1]:
+        if _frames.local.tree_checks[-1]:
             self._check_tree(value)
         self._receive(value)
 
@@ -182,7 +168,7 @@ class State(Cell, Generic[A]):
 
     def check_valid_trace(self, error_msg: Callable[[], str]) -> None:
         """Refuses to go on under another trace than the one that the cell was made in."""
-        if self._trace != trace_state():
+        if self._trace != _frames.trace_state():
             raise TraceContextError(error_msg())
 
     def __getstate__(self) -> dict[str, Any]:

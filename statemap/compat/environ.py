@@ -26,26 +26,15 @@ import numpy as np
 from .._settings import note, register
 
 
-I = "i"
-T = "t"
-DT = "dt"
-PRECISION = "precision"
-PLATFORM = "platform"
-HOST_DEVICE_COUNT = "host_device_count"
-JIT_ERROR_CHECK = "jit_error_check"
-FIT = "fit"
+I, T, DT, FIT, JIT_ERROR_CHECK = "i", "t", "dt", "fit", "jit_error_check"
+PRECISION, PLATFORM, HOST_DEVICE_COUNT = "precision", "platform", "host_device_count"
 
 DEFAULT_PRECISION = 32
 SUPPORTED_PLATFORMS = ("cpu", "gpu", "tpu")
 SUPPORTED_PRECISIONS = (8, 16, 32, 64, "bf16")
 
 
-class _Missing:
-    def __repr__(self) -> str:
-        return "<missing>"
-
-
-_MISSING: Any = _Missing()
+_MISSING: Any = object()
 _COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
@@ -93,12 +82,9 @@ def all() -> dict[Hashable, Any]:
 
 
 def set(
-    platform: str | None = None,
-    host_device_count: int | None = None,
-    precision: int | str | None = None,
-    dt: Any = None,
-    **kwargs: Any,
-) -> None:
+    platform: str | None = None, host_device_count: int | None = None,
+    precision: int | str | None = None, dt: Any = None, **kwargs: Any,
+) -> None:  # fmt: skip
     """Sets settings, for this thread. `dt` is a number, which may have a unit."""
     is_number = hasattr(dt, "__float__") or hasattr(dt, "ndim")
     if dt is not None and not (is_number and np.ndim(dt) == 0):

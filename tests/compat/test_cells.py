@@ -33,6 +33,8 @@ def test_kinds():
     assert hidden.varshape == (2, 3) and hidden.num_state == 1
     with pytest.raises(TypeError, match="HiddenState is a single array, not 1.0"):
         compat.HiddenState(1.0)
+    unit = pytest.importorskip("brainunit")
+    assert compat.HiddenState(jnp.zeros((2, 3)) * unit.mV).varshape == (2, 3)
     fake = compat.FakeState(1, name="x")
     fake.value = 2
     assert fake.value == 2 and fake.name == "x" and not isinstance(fake, compat.State)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from hypothesis import given, strategies as st
 
 import statemap as sm
 from statemap.compat import util
@@ -213,3 +214,22 @@ def test_nested_dictionaries():
         nest.absent
     with pytest.raises(ValueError, match="`a` is a value, so that there can be no `a.b`"):
         util.nest_mapping({("a",): 1, ("a", "b"): 2})
+
+
+KEYS = st.sampled_from("abcd")
+NESTS = st.dictionaries(
+    KEYS,
+    st.recursive(st.integers(), lambda x: st.dictionaries(KEYS, x, min_size=1), max_leaves=6),
+)
+
+
+@given(NESTS, NESTS)
+def test_nesting_is_undone_by_flattening(one, two):
+    flat = util.flat_mapping(one)
+    assert flat.to_nest() == one and flat.to_nest().to_flat() == flat
+    assert list(jax.tree.leaves(flat.to_nest())) == list(jax.tree.leaves(one))
+    other = util.flat_mapping(two)
+    assert flat - other == {k: v for k, v in flat.items() if k not in other}
+    assert {**flat, **other} == flat | other == util.FlattedDict.merge(flat.to_nest(), other)
+    even, odd = flat.to_nest().split(lambda path, x: x % 2 == 0, ...)
+    assert even | odd == one and all(x % 2 for x in odd.to_flat().values())

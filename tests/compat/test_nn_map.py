@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -201,9 +202,10 @@ def test_copies_of_maps():
     made = population()
     x = jnp.ones((4, 3))
     made(x)
-    other = copy.deepcopy(made)
-    other(x)
-    assert (other.module.v.value == 2).all() and (made.module.v.value == 1).all()
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert len(other._kept) == 0
+        other(x)
+        assert (other.module.v.value == 2).all() and (made.module.v.value == 1).all()
 
 
 def test_map_over_devices():
@@ -328,7 +330,7 @@ def test_mistakes_in_map():
     made = nn.Map(Cell(), init_map_size=np.int64(3))
     assert made.init_map_size == 3 and made.dict_vmap_states is None
     for call in (lambda: made(1), lambda: made.map("predict")):
-        with pytest.raises(ValueError, match=r"`Map\.map` come after `init_all_states`"):
+        with pytest.raises(ValueError, match=r"`Map\.\w+` comes after `init_all_states`"):
             call()
     with pytest.raises(AttributeError, match=r"`Cell` has no method `predikt`. .*`predict`"):
         made.map("predikt")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..._filters import Filter
+from ..._values import dotted
 from ..transform import vmap_new_states
 from ..util.filter import to_predicate
 from ._walk import is_module, nodes
@@ -35,13 +36,9 @@ def call_order(level: int = 0, check_order_boundary: bool = True) -> Callable[[F
 
 
 def call_all_fns(
-    target: Any,
-    fn_name: str,
-    args: Any = (),
-    kwargs: Mapping[str, Any] | None = None,
-    node_to_exclude: Filter = None,
-    fn_if_not_exist: str = "raise",
-) -> Any:
+    target: Any, fn_name: str, args: Any = (), kwargs: Mapping[str, Any] | None = None,
+    node_to_exclude: Filter = None, fn_if_not_exist: str = "raise",
+) -> Any:  # fmt: skip
     """Calls a method of a module and of all modules in it, the innermost first, and returns the
     module. `args` that are no tuple are one argument. `fn_if_not_exist` says what to do about
     modules without the method: `"raise"`, `"warn"` or `"pass"`.
@@ -90,16 +87,10 @@ def reset_all_states(
 
 
 def vmap_call_all_fns(
-    target: Any,
-    fn_name: str,
-    args: Any = (),
-    kwargs: Mapping[str, Any] | None = None,
-    axis_size: int | None = None,
-    node_to_exclude: Filter = None,
-    state_tag: str | None = None,
-    fn_if_not_exist: str = "raise",
-    **new_states: Any,
-) -> Any:
+    target: Any, fn_name: str, args: Any = (), kwargs: Mapping[str, Any] | None = None,
+    axis_size: int | None = None, node_to_exclude: Filter = None, state_tag: str | None = None,
+    fn_if_not_exist: str = "raise", **new_states: Any,
+) -> Any:  # fmt: skip
     """As `call_all_fns`, where each cell that is made gets `axis_size` lanes on axis 0, and each
     lane random numbers of its own. `new_states` are arguments of `transform.vmap_new_states`.
     """
@@ -114,30 +105,12 @@ def vmap_call_all_fns(
 
 
 def vmap_init_all_states(
-    target: Any,
-    *init_args: Any,
-    axis_size: int | None = None,
-    node_to_exclude: Filter = None,
-    state_to_exclude: Filter = None,
-    state_tag: str | None = None,
-    in_states: Any = None,
-    out_states: Any = None,
-    **init_kwargs: Any,
-) -> Any:
+    target: Any, *init_args: Any, axis_size: int | None = None, node_to_exclude: Filter = None,
+    state_to_exclude: Filter = None, state_tag: str | None = None, in_states: Any = None,
+    out_states: Any = None, **init_kwargs: Any,
+) -> Any:  # fmt: skip
     """As `init_all_states`, where each cell that is made gets `axis_size` lanes on axis 0, and
     each lane random numbers of its own.
-
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import nn, ShortTermState
-
-    class Cell(nn.Module):
-        def init_state(self):
-            self.v = ShortTermState(jnp.zeros(3))
-
-    cell = nn.vmap_init_all_states(Cell(), axis_size=5)
-    assert cell.v.value.shape == (5, 3)
-    ```
     """
     given = (target, "init_state", init_args, init_kwargs, axis_size, node_to_exclude, state_tag)
     states = {"in_states": in_states, "out_states": out_states}
@@ -145,13 +118,9 @@ def vmap_init_all_states(
 
 
 def vmap_reset_all_states(
-    target: Any,
-    *reset_args: Any,
-    axis_size: int | None = None,
-    node_to_exclude: Filter = None,
-    state_tag: str | None = None,
-    **reset_kwargs: Any,
-) -> Any:
+    target: Any, *reset_args: Any, axis_size: int | None = None, node_to_exclude: Filter = None,
+    state_tag: str | None = None, **reset_kwargs: Any,
+) -> Any:  # fmt: skip
     """As `reset_all_states`, for modules whose `reset_state` makes cells: each gets `axis_size`
     lanes on axis 0.
     """
@@ -176,4 +145,4 @@ def assign_state_values(
 
 
 def _dotted(path: Any) -> str:
-    return ".".join(map(str, path)) if isinstance(path, tuple) else str(path)
+    return dotted(path) if isinstance(path, tuple) else str(path)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..._cache import Cache
 from ..._errors import near
 from ..._values import dotted
 from .._errors import BatchAxisError
@@ -32,18 +33,11 @@ class MapBehaviour:
     graph_invisible_attrs: ClassVar[tuple[str, ...]] = ("dict_vmap_states", "_kept")
 
     def __init__(
-        self,
-        module: Any,
-        init_map_size: Any,
-        init_state_axes: Any = None,
-        state_tag: str | None = None,
-        in_axes: Any = 0,
-        out_axes: Any = 0,
-        axis_name: Hashable = None,
-        spmd_axis_name: Any = None,
-        call_state_axes: Any = None,
+        self, module: Any, init_map_size: Any, init_state_axes: Any = None,
+        state_tag: str | None = None, in_axes: Any = 0, out_axes: Any = 0,
+        axis_name: Hashable = None, spmd_axis_name: Any = None, call_state_axes: Any = None,
         behavior: Any = "vmap",
-    ):
+    ):  # fmt: skip
         super().__init__()
         if not is_module(module):
             raise TypeError(f"`module` is a module, not {shown(module)}.")
@@ -55,17 +49,13 @@ class MapBehaviour:
             raise ValueError(f"`behavior` is 'vmap' or 'pmap', not {behavior!r}.")
         self.init_map_size: int = operator.index(init_map_size)
         self.module: Any = module
-        self.state_tag = state_tag
-        self.in_axes = in_axes
-        self.out_axes = out_axes
-        self.axis_name = axis_name
-        self.spmd_axis_name = spmd_axis_name
-        self.call_state_axes = call_state_axes
-        self.init_state_axes = init_state_axes
-        self.behavior = behavior
+        self.state_tag, self.behavior = state_tag, behavior
+        self.in_axes, self.out_axes = in_axes, out_axes
+        self.axis_name, self.spmd_axis_name = axis_name, spmd_axis_name
+        self.call_state_axes, self.init_state_axes = call_state_axes, init_state_axes
         # The cells of the members by their axis, once there are some.
         self.dict_vmap_states: dict[int | None, list[Any]] | None = None
-        self._kept: dict[Any, MapCaller] = {}
+        self._kept: Cache[MapCaller] = Cache(_KEPT)
 
     def init_all_states(self, **kwargs: Any) -> None:  # pyright: ignore
         """Makes the cells of all members, with these arguments of `module.init_all_states`."""
@@ -75,25 +65,19 @@ class MapBehaviour:
             state_out_axes=self.init_state_axes,
             axis_name=self.axis_name,
         )
-        if self.behavior == "pmap":
-            made = pmap2_new_states(self.module, kwargs, **options)
-        else:
-            options["spmd_axis_name"] = self.spmd_axis_name
-            made = vmap2_new_states(self.module, kwargs, **options)
-        self.dict_vmap_states = made
+        make = pmap2_new_states
+        if self.behavior == "vmap":
+            make = functools.partial(vmap2_new_states, spmd_axis_name=self.spmd_axis_name)
+        self.dict_vmap_states = make(self.module, kwargs, **options)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the module for every member. Comes after `init_all_states`."""
         return self.map(self.module, self.in_axes, self.out_axes)(*args, **kwargs)
 
     def map(
-        self,
-        fn: str | Callable[..., Any],
-        in_axes: Any = 0,
-        out_axes: Any = 0,
-        axis_name: Hashable = None,
-        state_axes: Any = None,
-    ) -> Callable[..., Any]:
+        self, fn: str | Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0,
+        axis_name: Hashable = None, state_axes: Any = None,
+    ) -> Callable[..., Any]:  # fmt: skip
         """Another function of the module, mapped over the members: a method by its name, or a
         function that is given the module first. Comes after `init_all_states`.
 
@@ -106,26 +90,18 @@ class MapBehaviour:
             raise TypeError(f"`fn` is the name of a method or a function, not {fn!r}.")
         if self.dict_vmap_states is None:
             raise ValueError(
-                "`Map.update` and `Map.map` come after `init_all_states`, which makes the cells of "
+                "`Map.update` or `Map.map` comes after `init_all_states`, which makes the cells of "
                 "the members."
             )
         name = self.axis_name if axis_name is None else axis_name
-        given = [
-            *_entries(state_axes, "state_axes"),
-            *_entries(self.call_state_axes, "call_state_axes"),
-        ]
+        given = _entries(state_axes=state_axes, call_state_axes=self.call_state_axes)
         options = (self, fn, in_axes, out_axes, name, given)
         leaves, treedef = jax.tree.flatten((in_axes, out_axes), is_leaf=lambda x: x is None)
         key = (fn, *leaves, treedef, name, self.spmd_axis_name, *given)
         try:
-            found = self._kept.get(key)
+            return self._kept.get(key) or self._kept.add(key, MapCaller(*options))
         except TypeError:  # something in it has no hash
             return MapCaller(*options)
-        if found is None:
-            found = self._kept.setdefault(key, MapCaller(*options))
-            if len(self._kept) > _KEPT:
-                self._kept.pop(next(iter(self._kept)), None)
-        return found
 
     def _method(self, name: str) -> Callable[..., Any]:
         try:
@@ -138,9 +114,6 @@ class MapBehaviour:
         if not callable(method):
             raise TypeError(f"`{name}` of {type(self.module).__name__} is no method: {method!r}.")
         return method
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kept": {}}  # copies have cells of their own
 
 
 class Map(MapBehaviour, Module):
@@ -172,14 +145,9 @@ class MapCaller:
     """What `Map.map` returns: a function of the members, mapped."""
 
     def __init__(
-        self,
-        owner: Any,
-        fn: Callable[..., Any],
-        in_axes: Any,
-        out_axes: Any,
-        axis_name: Hashable,
-        given: "list[Entry]",
-    ):
+        self, owner: Any, fn: Callable[..., Any], in_axes: Any, out_axes: Any,
+        axis_name: Hashable, given: "list[Entry]",
+    ):  # fmt: skip
         bound = fn is owner.module or getattr(fn, "__self__", None) is owner.module
         self.__wrapped__ = fn if bound else functools.partial(fn, owner.module)
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)
@@ -229,8 +197,9 @@ class Entry(NamedTuple):
     parameter: str
 
 
-def _entries(axes: Any, parameter: str) -> list[Entry]:
-    return [Entry(axis, p, parameter) for axis, p in parse_axes(axes, parameter).items()]
+def _entries(**axes: Any) -> list[Entry]:
+    parsed = {parameter: parse_axes(spec, parameter) for parameter, spec in axes.items()}
+    return [Entry(axis, p, name) for name, spec in parsed.items() for axis, p in spec.items()]
 
 
 class OnAxis:

@@ -1,4 +1,6 @@
-"""Modules made of others: `Sequential` and `EnvironContext`. (After those of `brainstate.nn`.)"""
+"""Modules made of others: `Sequential` and `EnvironContext`. (After those of `brainstate.nn`, whose
+arguments [their pages](https://brainstate.readthedocs.io) document.)
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -9,38 +11,11 @@ from ._walk import shown
 
 
 class Sequential(Module):
-    """Modules, and functions, one after the other.
-
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import nn, ParamState
-
-    class Scale(nn.Module):
-        def __init__(self, by):
-            super().__init__()
-            self.by = ParamState(jnp.asarray(by))
-
-        def update(self, x):
-            return x * self.by.value
-
-    net = nn.Sequential(Scale(2.0), jnp.tanh, Scale(3.0))
-    assert net(0.5).round(2) == 2.28
-    assert list(net.states()) == [("layers", 0, "by"), ("layers", 2, "by")]
-    ```
-    """
+    """Modules, and functions, one after the other. It begins with a module."""
 
     layers: list[Any]
 
     def __init__(self, first: Any, *layers: Any):
-        """**Arguments:**
-
-        - `first`: a module.
-        - `layers`: modules or functions.
-
-        **Raises:**
-
-        `TypeError` if they are something else.
-        """
         super().__init__()
         if not isinstance(first, Module):
             raise TypeError(f"A Sequential begins with a module, not {shown(first)}.")
@@ -59,10 +34,9 @@ class Sequential(Module):
     def __getitem__(self, key: Any) -> Any:
         """A layer; for a slice or several positions a Sequential of these."""
         if isinstance(key, (slice, tuple, list)):
-            some = self.layers[key] if isinstance(key, slice) else [self.layers[k] for k in key]
             new = type(self).__new__(type(self))
             Module.__init__(new)
-            new._set(some)
+            new._set(self.layers[key] if isinstance(key, slice) else [self[k] for k in key])
             return new
         return self.layers[key]
 
@@ -98,27 +72,9 @@ class Sequential(Module):
 
 
 class EnvironContext(Module):
-    """A module that is called with settings of its own.
-
-    ```python
-    from statemap.compat import environ, nn
-
-    class Step(nn.Module):
-        def update(self, x):
-            return x + environ.get_dt()
-
-    step = nn.EnvironContext(Step(), dt=0.5)
-    assert step(1.0) == 1.5
-    assert step(1.0, context={"dt": 2.0}) == 3.0
-    ```
-    """
+    """A module that is called with settings of its own, as for `environ.context`."""
 
     def __init__(self, layer: Any, **context: Any):
-        """**Arguments:**
-
-        - `layer`: the module.
-        - `**context`: the settings, as for `environ.context`.
-        """
         super().__init__()
         if not isinstance(layer, Module):
             raise TypeError(f"`layer` is a module, not {shown(layer)}.")

@@ -19,15 +19,9 @@ class VmapBehaviour:
     graph_invisible_attrs: ClassVar[tuple[str, ...]] = ("vmapped_fn",)
 
     def __init__(
-        self,
-        module: Any,
-        in_axes: Any = 0,
-        out_axes: Any = 0,
-        vmap_states: Any = None,
-        vmap_out_states: Any = None,
-        axis_name: Hashable = None,
-        axis_size: int | None = None,
-    ):
+        self, module: Any, in_axes: Any = 0, out_axes: Any = 0, vmap_states: Any = None,
+        vmap_out_states: Any = None, axis_name: Hashable = None, axis_size: int | None = None,
+    ):  # fmt: skip
         super().__init__()
         if not is_module(module):
             raise TypeError(f"`module` is a module, not {shown(module)}.")

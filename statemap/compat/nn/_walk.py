@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 import jax
 
 from ..._filters import Filter
-from ..._values import to_path
+from ..._values import dotted, to_path
 from .._frames import is_cell
 from ..util._flat import in_order, Path, sort_out
 
@@ -80,7 +80,7 @@ def _children(x: Any) -> list[tuple[Hashable, Any]]:
 def dotted_items(found: dict[Path, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The items of a flat dictionary with their paths as names."""
     for path, x in found.items():
-        yield ".".join(map(str, (prefix, *path) if prefix else path)), x
+        yield dotted((prefix, *path) if prefix else path), x
 
 
 def shown(x: Any) -> str:

@@ -24,14 +24,10 @@ NO_LANES = "INIT_NO_BATCHING"  # the tag that brainstate gives such cells of oth
 
 
 def vmap2_new_states(
-    module: Any,
-    init_kwargs: dict[str, Any],
-    state_tag: str | None = None,
-    axis_size: int | None = None,
-    state_out_axes: Any = None,
-    spmd_axis_name: Any = None,
+    module: Any, init_kwargs: dict[str, Any], state_tag: str | None = None,
+    axis_size: int | None = None, state_out_axes: Any = None, spmd_axis_name: Any = None,
     axis_name: Hashable = None,
-) -> dict[Any, list[Any]]:
+) -> dict[Any, list[Any]]:  # fmt: skip
     """Makes the cells of a module once for each lane: calls `module.init_all_states` under
     [`statemap.compat.transform.vmap2`][]. Returns the cells by axis.
 
@@ -50,13 +46,9 @@ def vmap2_new_states(
 
 
 def pmap2_new_states(
-    module: Any,
-    init_kwargs: dict[str, Any],
-    state_tag: str | None = None,
-    axis_size: int | None = None,
-    state_out_axes: Any = None,
-    axis_name: Hashable = None,
-) -> dict[Any, list[Any]]:
+    module: Any, init_kwargs: dict[str, Any], state_tag: str | None = None,
+    axis_size: int | None = None, state_out_axes: Any = None, axis_name: Hashable = None,
+) -> dict[Any, list[Any]]:  # fmt: skip
     """[`statemap.compat.transform.vmap2_new_states`][] with the lanes laid over devices; by
     default there are as many lanes as devices.
     """
@@ -83,18 +75,10 @@ def _of_module(
 
 
 def vmap_new_states(
-    fun: Any = MISSING,
-    *,
-    in_axes: Any = 0,
-    out_axes: Any = 0,
-    axis_name: Hashable = None,
-    axis_size: int | None = None,
-    spmd_axis_name: Any = None,
-    state_tag: str | None = None,
-    state_to_exclude: Any = None,
-    in_states: Any = None,
-    out_states: Any = None,
-) -> Any:
+    fun: Any = MISSING, *, in_axes: Any = 0, out_axes: Any = 0, axis_name: Hashable = None,
+    axis_size: int | None = None, spmd_axis_name: Any = None, state_tag: str | None = None,
+    state_to_exclude: Any = None, in_states: Any = None, out_states: Any = None,
+) -> Any:  # fmt: skip
     """Maps a function that makes cells: they come to hold a value for each lane, on axis 0.
     Those that `state_to_exclude` matches are left out, and are gone with the call.
     """

@@ -105,16 +105,6 @@ class Not(_OfCells, _core.Not):
 def to_predicate(filter: Filter) -> Predicate:
     """The function `(path, cell) -> bool` that a filter stands for. Beside brainstate's filters, a
     cell is one, and a list or tuple of cells.
-
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import ParamState
-    from statemap.compat.util.filter import to_predicate, WithTag
-
-    w = ParamState(jnp.ones(2), tag={"slow", "trained"})
-    assert to_predicate("slow") == WithTag("slow") and to_predicate("slow")((), w)
-    assert to_predicate(w)((), w) and not to_predicate(w)((), ParamState(jnp.ones(2)))
-    ```
     """
     if isinstance(filter, type):
         return OfType(_cell_type(filter))
