@@ -73,10 +73,12 @@ class Discovery:
 
     @functools.cached_property
     def places(self) -> dict[Any, Hashable]:
-        """By cell, what it is equal by when another takes its place."""
+        """By cell, where it is, so that another can take its place; of a cell in a set, say, which
+        has no place of its own, the cell itself.
+        """
         found = {cell: (type(cell), tuple(paths)) for cell, paths in self.paths.items()}
         counts = Counter(found.values())
-        return {cell: place for cell, place in found.items() if counts[place] == 1}
+        return {c: place if counts[place] == 1 else (c,) for c, place in found.items()}
 
 
 def unchanged(edges: list[Edge]) -> bool:

@@ -69,7 +69,7 @@ class Lifted:
     def use(self, cells: Iterable[Any]) -> None:
         """From now on these cells are looked up at each call."""
         self.used = tuple(dict.fromkeys(cells))
-        self.places = [self.discovery.places.get(cell, id(cell)) for cell in self.used]
+        self.places = [self.discovery.places.get(cell) for cell in self.used]  # None: not found
         self.edges: list[Edge] = self.discovery.edges(self.used)
 
     def now(self) -> "Lifted":
@@ -80,7 +80,7 @@ class Lifted:
             return self
         new = Lifted(self.fn, (), self.settings)
         there: dict[Any, Any] = {place: cell for cell, place in new.discovery.places.items()}
-        own = [c if p == id(c) else there.get(p) for c, p in zip(self.used, self.places)]
+        own = [there.get(p) if p else c for c, p in zip(self.used, self.places)]
         new.use(c for c in own if c is not None)
         return new
 

@@ -188,9 +188,9 @@ def by_name(transformed: Any) -> str | None:
 
 
 def jit(
-    fun: Callable = MISSING,
-    in_shardings: Any = MISSING,
-    out_shardings: Any = MISSING,
+    fun: Any = None,
+    in_shardings: Any = None,
+    out_shardings: Any = None,
     static_argnums: int | Sequence[int] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Iterable[str] | None = None,
@@ -215,7 +215,7 @@ def jit(
         return functools.partial(jit, **options, **kwargs)
     if not callable(fun):
         raise TypeError(f"`jit` compiles a function, and {fun!r} can't be called.")
-    donated = _shifted(_numbers(donate_argnums, "donate_argnums"))
+    donated = _shifted(from_start(donate_argnums, fun))
     options: dict[str, Any] = {"donate_argnums": donated, **kwargs}
     if not left_out(in_shardings):
         if not isinstance(in_shardings, (tuple, list)):
@@ -229,25 +229,29 @@ def jit(
     given = {"donate_argnames": donate_argnames, "device": device, "backend": backend}
     options |= {k: v for k, v in given.items() if v is not None}
     options |= {k: v for k, v in {"keep_unused": keep_unused, "inline": inline}.items() if v}
-    nums = _numbers(static_argnums, "static_argnums")
+    nums = from_start(static_argnums, fun)
     return JittedFunction(fun, nums, names_of(static_argnames), name, options)
 
 
-def _numbers(nums: int | Iterable[int] | None, parameter: str) -> tuple[int, ...]:
-    out = (nums,) if isinstance(nums, int) else tuple(nums or ())
-    if bad := [n for n in out if not hasattr(n, "__index__")]:
-        raise TypeError(f"`{parameter}` holds positions of arguments, and {bad[0]!r} is none.")
-    return out
-
-
 def from_start(nums: int | Iterable[int] | None, fn: Any) -> tuple[int, ...]:
-    """Positions among the arguments of a function, those from the end counted from the start."""
-    out = _numbers(nums, "static_argnums")
+    """Positions among the arguments of a function. Those from the end are counted from the start,
+    if it can be told how many arguments there are.
+    """
+    out = (nums,) if isinstance(nums, int) else tuple(nums or ())
     if all(n >= 0 for n in out) or not callable(fn):
         return out
     parameters = inspect.signature(fn).parameters.values()
+    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        return out
     count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
     return tuple(n + count if n < 0 else n for n in out)
+
+
+def _numbers(nums: int | Iterable[int] | None, parameter: str) -> tuple[int, ...]:
+    out = from_start(nums, None)
+    if any(n < 0 for n in out):
+        raise ValueError(f"`{parameter}` counts from the first argument, and holds {min(out)}.")
+    return out
 
 
 def names_of(names: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -8,14 +8,14 @@ import jax
 
 from ... import _pmap, _vmap
 from .._frames import is_cell
-from ._jit import from_start, left_out, MISSING
+from ._jit import from_start, left_out
 from ._mapping import mapping_of
 from ._policy import check_policy
 from ._prepared import parse_axes
 
 
 def vmap2(
-    fn: Callable = MISSING,
+    fn: Any = None,
     *,
     in_axes: Any = 0,
     out_axes: Any = 0,
@@ -62,7 +62,7 @@ def vmap2(
 
 
 def pmap2(
-    fn: Callable = MISSING,
+    fn: Any = None,
     axis_name: Hashable = None,
     *,
     in_axes: Any = 0,
@@ -109,7 +109,7 @@ def _mapped(fn: Any, again: Any, core: Any, given: dict[str, Any], own: tuple[st
 
 
 def vmap(
-    fn: Callable = MISSING,
+    fn: Any = None,
     *,
     in_axes: Any = 0,
     out_axes: Any = 0,
