@@ -150,7 +150,10 @@ class Frame:
         """The value of a cell, without a note that it was read."""
         if cell in self.values:
             return self.values[cell]
-        return outer_value(cell, self.number - 1)
+        value = outer_value(cell, self.number - 1)
+        if isinstance(value, (dict, list)):  # what is changed in place is not that outside
+            return jax.tree.map(lambda x: x, value)
+        return value
 
     @property
     def late(self) -> list[Any]:

@@ -190,3 +190,17 @@ def states_of_several_arrays(bs):
     step()
     step()
     return group.value
+
+
+@program
+def a_container_that_is_changed_in_place(bs):
+    counts = bs.ShortTermState({"low": jnp.array(0), "high": jnp.array(0)})
+
+    def count(name):
+        now = counts.value
+        now[name] = now[name] + 1
+        counts.value = now
+
+    for x in jnp.array([1.0, 5.0, 7.0]):
+        bs.transform.cond(x > 3, lambda: count("high"), lambda: count("low"))
+    return counts.value
