@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 import jax
 import jax.core
@@ -43,6 +43,9 @@ class Cell:
     _trace: Any  # and under which of JAX's traces
     _name: str | None
     _been_writen: bool  # brainstate's spelling
+    # Whether it is refused where a transform of JAX itself would compile its value in, and where
+    # somebody else restores or, under a recorder, writes tracers.
+    _guarded: ClassVar[bool] = True
 
     def _born(self) -> None:
         """Takes note of where it was made."""
@@ -210,7 +213,7 @@ def read(cell: Any) -> Any:
                 break
     else:
         value = cell._held
-        if not frames and cell._trace != trace_state():
+        if not frames and cell._guarded and cell._trace != trace_state():
             if is_staged():
                 _refuse(cell, "read", "Its value would be compiled in, and stay as it is now.")
             if has_tracer(value):
@@ -239,7 +242,8 @@ def write(cell: Any, value: Any, *, restore: bool = False) -> None:
     frames = local.frames
     framed = len(frames) > cell._level
     owner = frames[-1].trace if framed else cell._trace
-    if owner != trace_state() and (has_tracer(value) or is_staged()):
+    guarded = cell._guarded or framed and not restore and not local.recorders
+    if guarded and owner != trace_state() and (has_tracer(value) or is_staged()):
         if framed or cell._level == 0:
             _refuse(cell, "written", "A tracer would be left in it.")
     for recorder in local.recorders:

@@ -67,9 +67,10 @@ def cells(patches: Patches) -> None:
     patches.add_base(_state.NonBatchState, Unbatched)
     patches.set(State, "_value", property(peek, _put))
     patches.set(State, "_trace", property(_trace, _set_trace))
+    patches.set(State, "_guarded", False)  # as in brainstate, which has a check of its own
     patches.set(State, "_receive", _receive)
     patches.set(RandomState, "_held", property(_held, _hold))
-    patches.set(State, "_write_value", _write)
+    patches.set(State, "_write_value", _frames.write)
     patches.wrap(State, "_check_tracer_write_outside_trace", _outside_of_frames)
     for name in ("copy", "replace"):
         patches.wrap(State, name, _copying)
@@ -78,7 +79,7 @@ def cells(patches: Patches) -> None:
     others = {}
     for name, new in (
         ("record_state_init", _making_note(_state.record_state_init)),
-        ("record_state_value_read", _read),
+        ("record_state_value_read", _frames.read),
         ("record_state_value_write", _nothing),
         ("record_state_value_restore", _nothing),
     ):
@@ -105,36 +106,9 @@ def _nothing(*_: Any) -> None:
     """In the place of what the frames do."""
 
 
-def _in_frame(state: Any) -> bool:
-    return len(local.frames) > state._level
-
-
-def _read(state: Any) -> None:
-    """Notes that a state is read. Outside of frames it may be read under JAX's own transforms, as
-    in brainstate.
-    """
-    if _in_frame(state) or state._held is _frames.DEAD:
-        _frames.read(state)
-    else:
-        for recorder in local.recorders:
-            recorder.read_its_value(state)
-
-
 def _put(state: Any, value: Any) -> None:
     """Sets the value, without a note that it is written."""
-    if _in_frame(state):
-        _frames.write(state, value, restore=True)
-    else:
-        state._held = value
-
-
-def _write(state: Any, value: Any) -> None:
-    if _in_frame(state):
-        _frames.write(state, value)
-    else:
-        for recorder in local.recorders:
-            recorder.write_its_value(state)
-        state._held = value
+    _frames.write(state, value, restore=True)
 
 
 def _receive(state: Any, value: Any) -> None:

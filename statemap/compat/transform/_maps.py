@@ -1,7 +1,7 @@
 """`vmap2`, `pmap2` and `vmap`: how mappings are made."""
 
 import functools
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import jax
