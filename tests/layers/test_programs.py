@@ -204,3 +204,11 @@ def a_container_that_is_changed_in_place(bs):
     for x in jnp.array([1.0, 5.0, 7.0]):
         bs.transform.cond(x > 3, lambda: count("high"), lambda: count("low"))
     return counts.value
+
+
+@program
+def forward_gradient(bs):
+    if not hasattr(bs.transform, "fwd_grad"):
+        return None
+    weight = bs.ParamState(jnp.array([1.0, 2.0]))
+    return bs.transform.fwd_grad(lambda: (weight.value**2).sum(), weight)()
