@@ -23,8 +23,10 @@ def classes() -> tuple[type, ...]:
         found += [getattr(nnx, "Pytree", None), getattr(nnx, "Variable", None)]
     if brainstate := sys.modules.get("brainstate"):
         state = getattr(brainstate, "State", None)
-        # What the shim answers for is not foreign, whatever name it is imported under.
-        if state is not getattr(sys.modules.get("statemap.compat"), "State", None):
+        # What the shim answers for is not foreign: its own classes, under whatever name, and
+        # those of brainstate when its layers run on the shim.
+        cell = getattr(sys.modules.get("statemap.compat._frames"), "Cell", ())
+        if state is not None and not issubclass(state, cell):
             found += [state, getattr(getattr(brainstate, "graph", None), "Node", None)]
     return tuple(cls for cls in found if cls is not None)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
+from .._foreign import classes
 from .._jax import make_user_context
 from .._keys import one_key
 from .._settings import fact
@@ -36,6 +37,7 @@ from ._library import Library, Method, nodes_of
 
 M = TypeVar("M")
 bs = private.bs
+private.value_of(bs.random.DEFAULT)  # a key from now on
 
 _KINDS: dict[Any, type[State]] = {
     bs.ParamState: ParamState,
@@ -111,7 +113,16 @@ def brainstate(
 
     `TypeError` if `module` is none of brainstate's. `ValueError` if it has something that a copy of
     it could not have. A call raises `ValueError` if it uses a state that is none of the module's.
+    `RuntimeError` while brainstate runs on the shim, after `compat.install(layers="brainstate")`.
     """
+    if bs.State not in classes():
+        raise RuntimeError(
+            "brainstate runs on the shim, and its modules need no bridge.\n"
+            "Wrong:  compat.install(layers='brainstate')\n"
+            "        net, states = bridge.brainstate(module)\n"
+            "Right:  step, states = compat.to_functional(module)\n"
+            "or      compat.uninstall()  # before the bridge"
+        )
     if key is not None:
         key = one_key(key, "bridge.brainstate")
     with private.LOCK:

@@ -17,6 +17,7 @@ changes.
 """
 
 import contextlib
+import functools
 import importlib
 import threading
 from collections.abc import Iterator
@@ -48,9 +49,6 @@ def value_of(state: Any) -> Any:
     """
     with jax.ensure_compile_time_eval():
         return state.value
-
-
-value_of(DEFAULT)
 
 
 def metadata(state: Any) -> dict[str, Any]:
@@ -123,24 +121,14 @@ def running(key: Any) -> Iterator[None]:
     """What is around a module that runs: its stream, and a note of each setting that it reads.
     Other threads have to wait until they draw.
     """
-    environ, checks, thread = bs.environ, bs.transform._error_if, threading.get_ident()
+    environ, checks = bs.environ, bs.transform._error_if
     with LOCK:
         get, every, fail = environ.get, environ.all, checks._err_jit_true_branch
-
-        def noted_get(key: Any, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() == thread:
-                note(settings, key)
-            return get(key, *args, **kwargs)
-
-        def noted_all(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() == thread:
-                note(settings, ...)
-            return every(*args, **kwargs)
 
         def fail_in_no_order(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             jax.debug.callback(fn, *args, **kwargs)
 
-        environ.get, environ.all = noted_get, noted_all
+        environ.get, environ.all = noted()
         checks._err_jit_true_branch = fail_in_no_order
         try:
             with stream(key):
@@ -149,7 +137,7 @@ def running(key: Any) -> Iterator[None]:
             environ.get, environ.all, checks._err_jit_true_branch = get, every, fail
 
 
-_all = bs.environ.all
+_get, _all = bs.environ.get, bs.environ.all
 
 
 def settings() -> dict[Any, Any]:
@@ -158,6 +146,22 @@ def settings() -> dict[Any, Any]:
 
 
 register(settings)
+
+
+def noted() -> tuple[Any, Any]:
+    """`environ.get` and `environ.all` that note which settings are read."""
+
+    @functools.wraps(_get)
+    def get(key: Any, *args: Any, **kwargs: Any) -> Any:
+        note(settings, key)
+        return _get(key, *args, **kwargs)
+
+    @functools.wraps(_all)
+    def every(*args: Any, **kwargs: Any) -> Any:
+        note(settings, ...)
+        return _all(*args, **kwargs)
+
+    return get, every
 
 
 def hidden_attributes(node: Any) -> dict[str, Any]:

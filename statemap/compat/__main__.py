@@ -16,18 +16,23 @@ def main() -> None:
     parser.add_argument("-m", dest="module", action="store_true", help="TARGET is a module")
     parser.add_argument(
         "--policy",
-        default="raise",
         help="what becomes of lane-dependent writes that no filter matches: 'raise', or 'auto' as "
-        "in brainstate 0.4 and later",
+        "in brainstate 0.4 and later; by default 'raise', and with --layers 'auto'",
+    )
+    parser.add_argument(
+        "--layers",
+        choices=["brainstate"],
+        help="with 'brainstate', the installed brainstate with its layers, on statemap's engine",
     )
     parser.add_argument("target", metavar="TARGET", help="a script, or with -m a module")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="its arguments")
     given = parser.parse_args()
-    install()
-    try:
-        transform.set_default_policy(given.policy)
-    except ValueError as error:
-        parser.error(str(error))
+    install(layers=given.layers)
+    if given.policy is not None:
+        try:
+            transform.set_default_policy(given.policy)
+        except ValueError as error:
+            parser.error(str(error))
     sys.argv = [given.target, *given.args]
     if given.module:
         sys.path.insert(0, "")

@@ -12,25 +12,20 @@ from .._slots import collect, path_order
 from .._states import assemble, States
 from .._values import dotted, Path
 from .._watch import reach
-from . import _cells as cells
-from ._cells import State
 from ._discover import Discovery
 from ._errors import TraceContextError
-from ._frames import Frame, peek, Stream, write_all
+from ._frames import Frame, peek, Stream, streams, write_all
 from ._lift import run
-from .random import DEFAULT, RandomState
 
 
-_KINDS: tuple[tuple[type, type[core.State]], ...] = (
-    (RandomState, core.RandomState),
-    (cells.ParamState, core.ParamState),
-    (cells.HiddenState, core.HiddenState),
-    (cells.NonBatchState, core.NonBatchState),
-    (cells.ShortTermState, core.ShortTermState),
-    (cells.BatchState, core.BatchState),
-    (cells.LongTermState, core.LongTermState),
-    (State, core.State),
-)
+# By the names of the classes of cells, which brainstate's own have, too.
+_KINDS = {
+    name: getattr(core, name)
+    for name in (
+        *("RandomState", "ParamState", "HiddenState", "NonBatchState", "ShortTermState"),
+        *("BatchState", "LongTermState", "State"),
+    )
+}
 
 
 def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], States]:
@@ -64,7 +59,7 @@ def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], State
                 f"The {cell.label} has the tags {sorted(cell.tag or ())}; a state of a context has "
                 "one. Keep one of them."
             )
-        kind = next(kind for base, kind in _KINDS if isinstance(cell, base))
+        kind = next(_KINDS[c.__name__] for c in type(cell).__mro__ if c.__name__ in _KINDS)
         name = cell.name if names.count(cell.name) == 1 else None
         made[path] = kind(peek(cell), name=name, tag=next(iter(cell.tag or ()), None))
     states = assemble(collect(made.items(), None))
@@ -112,15 +107,15 @@ def from_functional(target: Any, states: States) -> None:
     write_all(cells, [_to_cell(c, states[path]) for c, (path, _) in zip(cells, states.items())])
 
 
-def _find(target: Any) -> dict[Path, State]:
+def _find(target: Any) -> dict[Path, Any]:
     """The cells by the first of their paths."""
     discovery = Discovery(target)
-    found: dict[Path, State] = {}
+    found: dict[Path, Any] = {}
     for cell, paths in discovery.paths.items():
         free = [path for path in paths if path and path not in found]
         found[free[0] if free else (type(cell).__name__, len(found))] = cell
-    if DEFAULT not in discovery.paths:
-        found["random", "DEFAULT"] = DEFAULT
+    if streams[-1] not in discovery.paths:
+        found["random", "DEFAULT"] = streams[-1]
     return dict(sorted(found.items(), key=lambda item: path_order(item[0])))
 
 
@@ -144,7 +139,7 @@ def _refuse_installed(target: Any) -> None:
         )
 
 
-def _to_cell(cell: State, value: Any) -> Any:
+def _to_cell(cell: Any, value: Any) -> Any:
     """A value of a context as the cell has it: a key perhaps as its two words."""
     if isinstance(cell, Stream):
         typed = jnp.issubdtype(peek(cell).dtype, jax.dtypes.prng_key)

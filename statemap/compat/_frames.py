@@ -11,7 +11,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, ParamSpec, TypeGuard, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeGuard, TypeVar
 
 import jax
 import jax.core
@@ -48,6 +48,9 @@ class Cell:
     _trace: Any  # and under which of JAX's traces
     _name: str | None
     _been_writen: bool  # brainstate's spelling
+    # Whether it is refused where a transform of JAX itself would compile its value in, and where
+    # somebody else restores or, under a recorder, writes tracers.
+    _guarded: ClassVar[bool] = True
 
     def _born(self) -> None:
         """Takes note of where it was made."""
@@ -55,6 +58,15 @@ class Cell:
         self._trace = trace_state()
         if local.frames:
             local.frames[-1].created.append(self)
+
+    @property
+    def _held(self) -> Any:
+        """What it holds itself. A function under a transform sees what its frame holds."""
+        return vars(self)["_value"]
+
+    @_held.setter
+    def _held(self, value: Any) -> None:
+        vars(self)["_value"] = value
 
     def _receive(self, value: Any) -> None:
         write(self, value)
@@ -159,8 +171,8 @@ class Frame:
     def __exit__(self, kind: type | None, error: BaseException | None, tb: TracebackType | None):
         local.frames.pop()
         for cell in self.created:
-            if has_tracer(cell._value):
-                cell._value = DEAD
+            if has_tracer(cell._held):
+                cell._held = DEAD
 
     def run(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
         """Runs a function in the frame.
@@ -192,7 +204,10 @@ class Frame:
         """The value of a cell, without a note that it was read."""
         if cell in self.values:
             return self.values[cell]
-        return outer_value(cell, self.number - 1)
+        value = outer_value(cell, self.number - 1)
+        if isinstance(value, (dict, list)):  # what is changed in place is not that outside
+            return jax.tree.map(lambda x: x, value)
+        return value
 
     @property
     def late(self) -> list[Any]:
@@ -220,7 +235,7 @@ DEAD = _Dead()
 
 def outer_value(cell: Any, depth: int) -> Any:
     """The value of a cell as the first `depth` frames have it."""
-    return local.frames[depth - 1].get(cell) if depth > cell._level else cell._value
+    return local.frames[depth - 1].get(cell) if depth > cell._level else cell._held
 
 
 def peek(cell: Any) -> Any:
@@ -247,10 +262,10 @@ def read(cell: Any) -> Any:
         else:
             if isinstance(cell, Stream) and cell._level == 0:
                 take_turn()
-                value = cell._value
+                value = cell._held
     else:
-        value = cell._value
-        if not frames and cell._trace != trace_state():
+        value = cell._held
+        if not frames and cell._guarded and cell._trace != trace_state():
             if is_staged():
                 _refuse(cell, "read", "Its value would be compiled in, and stay as it is now.")
             if has_tracer(value):
@@ -272,18 +287,20 @@ def write(cell: Any, value: Any, *, restore: bool = False) -> None:
     frames = local.frames
     framed = len(frames) > cell._level
     owner = frames[-1].trace if framed else cell._trace
-    if owner != trace_state() and (has_tracer(value) or is_staged()):
+    guarded = cell._guarded or framed and not restore and not local.recorders
+    if guarded and owner != trace_state() and (has_tracer(value) or is_staged()):
         if framed or cell._level == 0:
             _refuse(cell, "written", "A tracer would be left in it.")
     for recorder in local.recorders:
-        recorder.write_its_value(cell)
+        note = recorder.read_its_value if restore else recorder.write_its_value
+        note(cell)
     if framed:
         frames[-1].values[cell] = value
         frames[-1].renew_caches()
         if not restore:
             frames[-1].written[cell] = None
     else:
-        cell._value = value
+        cell._held = value
 
 
 def write_all(cells: Sequence[Any], values: Sequence[Any]) -> None:

@@ -212,7 +212,7 @@ def read_all(cells: Sequence[Any], *, streams: bool = True) -> list[Any]:
         return [read(cell) for cell in cells]
     if cells:
         read(cells[0])  # asks under which trace, which is the same for all
-    values = [cell._value for cell in cells]
+    values = [cell._held for cell in cells]
     for cell, value in zip(cells, values):
         if value is DEAD:
             read(cell)

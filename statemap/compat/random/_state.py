@@ -41,13 +41,13 @@ class RandomState(Stream, State[jax.Array]):
         self._backup: jax.Array | None = None
 
     @property
-    def _value(self) -> Any:
+    def _held(self) -> Any:
         # `DEFAULT` is made on import, when JAX must not start yet: its devices may still be set up.
         value = vars(self)["_value"]
         return as_key(value) if isinstance(value, np.ndarray) else value
 
-    @_value.setter
-    def _value(self, value: Any) -> None:
+    @_held.setter
+    def _held(self, value: Any) -> None:
         vars(self)["_value"] = value
 
     def seed(self, seed_or_key: Seed = None) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._frames import Frame, in_turn, is_cell, write_all
+from .._frames import Frame, in_turn, is_cell, streams, write_all
 from .._lift import run
-from ..random import split_key
 from ..random._keys import as_key
 from ._gradient import GradientTransform
 from ._missing import left_out, MISSING
@@ -164,7 +163,7 @@ def _fwd_grad(
             return jax.tree.map(lambda x: x * slope.astype(x.dtype), tangent)
 
         leaves, treedef = jax.tree.flatten(point)
-        start = split_key() if key is None else as_key(key)
+        start = streams[-1].split_key() if key is None else as_key(key)
         keys = jax.random.split(start, len(leaves))
         size = () if tangent_size is None else (tangent_size,)
         tangents = treedef.unflatten([_normal(k, size, x) for k, x in zip(keys, leaves)])

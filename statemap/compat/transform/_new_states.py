@@ -133,7 +133,7 @@ def _in_lanes(
         value = next(shared if axis is None else lanes)
         if axis:
             value = jax.tree.map(functools.partial(_move, cell, axis), value)
-        vars(cell)["_value"] = value
+        cell._held = value
         cell._born()  # now: not in the lanes
         by_axis.setdefault(axis, []).append(cell)
     return out, by_axis

@@ -37,7 +37,7 @@ def eval_shape(f: Callable, *args: Any, return_state_shapes: bool = False, **kwa
     arrays, made, used = jax.eval_shape(pure, args, kwargs)
     frame = frames[-1]
     for cell, value in zip(frame.created, made):
-        cell._level, cell._trace, cell._value = len(local.frames), trace_state(), value
+        cell._level, cell._trace, cell._held = len(local.frames), trace_state(), value
     out = jax.tree.unflatten(treedefs[-1], [v for _, v in sorted({**arrays, **others}.items())])
     cells = {**frame.read, **frame.written}
     return (dict(zip(cells, used)), out) if return_state_shapes else out
