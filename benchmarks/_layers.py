@@ -111,7 +111,7 @@ def serve(ours: bool) -> None:
             for made in calls.values():
                 numbers += [float(np.sum(np.asarray(made(), float))) for _ in range(2)]
             states = jax.tree.leaves([s.value for s in model.states().values()])
-            numbers += [float(np.sum(np.abs(x))) for x in states if _is_real(x)]
+            numbers += sorted(float(np.sum(np.abs(x))) for x in states if _is_real(x))
             answer(json.dumps(numbers))
         else:
             call, count = calls[ask["how"]], ask["count"]
