@@ -6,7 +6,16 @@ import pytest
 
 import statemap as sm
 from statemap import compat
-from statemap.compat import nn, ParamState, random, ShortTermState, State, transform, util
+from statemap.compat import (
+    LongTermState,
+    nn,
+    ParamState,
+    random,
+    ShortTermState,
+    State,
+    transform,
+    util,
+)
 
 
 AXIS0 = {0: util.filter.OfType(ShortTermState)}
@@ -177,3 +186,17 @@ def test_unused_grad_states_are_named():
     with pytest.raises(ValueError, match=r"does not use `grad_states\['y'\]`, a ParamState"):
         transform.grad(lambda: a.value, {"x": a, "y": b})()
     assert transform.grad(lambda: a.value, [a, b], check_states=False)() == [1, 0]
+
+
+def test_the_rules_of_the_core_combine_what_lanes_write():
+    total, last = ShortTermState(jnp.array(0.0)), LongTermState(jnp.array(7.0))
+
+    def write(x):
+        total.value = total.value + x
+        last.value = x
+
+    axes = {sm.Reduce("mean"): ShortTermState, sm.Restore: LongTermState}
+    transform.vmap2(write, state_out_axes=axes)(jnp.arange(3.0))
+    assert total.value == 1 and last.value == 7
+    with pytest.raises(TypeError, match="is no axis"):
+        transform.vmap2(write, state_in_axes={sm.Reduce("mean"): ShortTermState})

@@ -85,7 +85,7 @@ class StatefulMapping:
             axis_name=axis_name,
             axis_size=axis_size,
             state_in_axes=parse_axes(state_in_axes, "state_in_axes"),
-            state_out_axes=parse_axes(state_out_axes, "state_out_axes"),
+            state_out_axes=parse_axes(state_out_axes, "state_out_axes", rules=True),
             unexpected_out_state_mapping=check_policy(unexpected_out_state_mapping),
         )
 

@@ -85,7 +85,7 @@ def _mapped(fn: Any, again: Any, core: Any, given: dict[str, Any], own: tuple[st
         return functools.partial(again, **given)
     options = {k: v for k, v in given.items() if k not in own}
     for name in ("state_in_axes", "state_out_axes"):
-        options[name] = parse_axes(options[name], name)
+        options[name] = parse_axes(options[name], name, rules=name == "state_out_axes")
     policy = "unexpected_out_state_mapping"
     options[policy] = check_policy(options[policy])
     return mapping_of(fn, functools.partial(core, **{k: given[k] for k in own}), options)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..._filters import InPaths
 from ..._mapping import StatefulMapping as CoreMapping
 from ..._program import Program
+from ..._rules import Reduce, Restore
 from ..._signature import Static
 from ..._slots import Slots
 from ..._state import RandomState as _RandomKind, State as _CoreState
@@ -103,13 +104,17 @@ class Values(Sequence[Any]):
             yield value
 
 
-def parse_axes(spec: Any, parameter: str) -> dict[Any, Any]:
-    """`state_in_axes` or `state_out_axes` as a dictionary from axes to predicates."""
+def parse_axes(spec: Any, parameter: str, *, rules: bool = False) -> dict[Any, Any]:
+    """`state_in_axes` or `state_out_axes` as a dictionary from axes to predicates; with `rules`,
+    the core's `Reduce` and `Restore` may stand beside axes.
+    """
     if spec is None:
         return {}
     if not isinstance(spec, dict):
         spec = {0: spec}
     for axis in spec:
+        if rules and (isinstance(axis, Reduce) or axis is Restore):
+            continue
         if axis is not None and (isinstance(axis, bool) or not hasattr(axis, "__index__")):
             raise TypeError(
                 f"`{parameter}` goes from axes to filters, and {axis!r} is no axis (an int or "
