@@ -229,26 +229,6 @@ def refuse_cells(tree: Any) -> None:
             )
 
 
-def positions(nums: Iterable[int], args: tuple) -> set[int]:
-    """Positions among arguments, of which some are counted from the end."""
-    return {n + len(args) if n < 0 else n for n in nums}
-
-
-def split_static(
-    fn: Callable, nums: Iterable[int], names: Iterable[str], args: tuple, kwargs: dict[str, Any]
-) -> tuple[tuple, dict[str, Any], Callable]:
-    """The arguments that are traced, and the function with the static ones bound."""
-    fixed = positions(nums, args)
-    static = {k: v for k, v in kwargs.items() if k in names}
-
-    def bound(*given: Any, **named: Any) -> Any:
-        own = iter(given)
-        return fn(*(a if i in fixed else next(own) for i, a in enumerate(args)), **static, **named)
-
-    dynamic = tuple(a for i, a in enumerate(args) if i not in fixed)
-    return dynamic, {k: v for k, v in kwargs.items() if k not in static}, bound
-
-
 def check_carry(cells: Sequence[Any], before: Sequence[Any], after: Sequence[Any], by: str):
     """Refuses new values of another structure, shape or dtype, where a loop carries cells."""
     for cell, old, new in zip(cells, before, after):

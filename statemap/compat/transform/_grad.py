@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from .._frames import Frame, in_turn, is_cell, streams, write_all
 from .._lift import run
 from ..random._keys import as_key
+from ._arguments import left_out, MISSING
 from ._gradient import GradientTransform
-from ._missing import left_out, MISSING
 
 
 Nums = int | Sequence[int] | None

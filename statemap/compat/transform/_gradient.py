@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .._frames import Frame, in_turn, is_cell, write_all
 from .._lift import arrays_of, read_all, run
+from ._arguments import counted
 
 
 @jax.tree_util.register_pytree_node_class
@@ -91,10 +92,9 @@ class GradientTransform:
         nums = self.argnums
         several: Any = () if nums is None else (nums,) if isinstance(nums, int) else tuple(nums)
         if several and max(several) >= len(args):
-            are = "is 1 argument" if len(args) == 1 else f"are {len(args)} arguments"
             raise ValueError(
-                f"`argnums` holds {max(several)}, and there {are}, counted from 0. With respect to "
-                "a keyword argument there is no derivative: give it by position."
+                f"`argnums` holds {max(several)}, and there {counted(args)}, counted from 0. "
+                "With respect to a keyword argument there is no derivative: give it by position."
             )
         own = list(dict.fromkeys(self.cells))
         frames: list[Frame] = []

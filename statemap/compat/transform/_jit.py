@@ -1,7 +1,6 @@
 """`jit`: the values of the cells that a function touches go in, those that it writes come out."""
 
 import functools
-import inspect
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,30 +11,8 @@ from ..._pickle import Reference
 from ..._settings import now, Read, reads
 from ..._signature import Static
 from .._frames import end_turn, Frame, in_turn, local, write_all
-from .._lift import (
-    arrays_of,
-    calls,
-    capture,
-    Late,
-    Lifted,
-    read_all,
-    refuse_cells,
-    run_closed,
-    split_static,
-)
-
-
-class _Missing:
-    def __repr__(self) -> str:
-        return "<missing>"
-
-
-MISSING: Any = _Missing()
-
-
-def left_out(x: Any) -> bool:
-    """Whether an argument is not given, in our words, brainstate's or JAX's."""
-    return x is None or type(x).__name__ in ("_Missing", "Missing", "UnspecifiedValue")
+from .._lift import arrays_of, calls, capture, Late, Lifted, read_all, refuse_cells, run_closed
+from ._arguments import from_start, left_out, names_of, split_static
 
 
 class JittedFunction:
@@ -239,31 +216,6 @@ def jit(
     options |= {k: v for k, v in {"keep_unused": keep_unused, "inline": inline}.items() if v}
     nums = from_start(static_argnums, fun)
     return JittedFunction(fun, nums, names_of(static_argnames), name, options)
-
-
-def from_start(nums: int | Iterable[int] | None, fn: Any) -> tuple[int, ...]:
-    """Positions among the arguments of a function. Those from the end are counted from the start,
-    if it can be told how many arguments there are.
-    """
-    out = (nums,) if isinstance(nums, int) else tuple(nums or ())
-    if all(n >= 0 for n in out) or not callable(fn):
-        return out
-    parameters = inspect.signature(fn).parameters.values()
-    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
-        return out
-    count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-    return tuple(n + count if n < 0 else n for n in out)
-
-
-def _numbers(nums: int | Iterable[int] | None, parameter: str) -> tuple[int, ...]:
-    out = from_start(nums, None)
-    if any(n < 0 for n in out):
-        raise ValueError(f"`{parameter}` counts from the first argument, and holds {min(out)}.")
-    return out
-
-
-def names_of(names: str | Iterable[str] | None) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def _shifted(nums: tuple[int, ...]) -> tuple[int, ...]:

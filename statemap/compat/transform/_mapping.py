@@ -20,7 +20,8 @@ from ..._values import dotted
 from .._errors import BatchAxisError
 from .._frames import end_turn, Frame, in_turn, local, peek, Stream, write_all
 from .._lift import arrays_of, calls, Late, reachable, refuse_cells, run_closed
-from ._jit import by_name, from_start
+from ._arguments import from_start
+from ._jit import by_name
 from ._policy import check_policy
 from ._prepared import (
     axes_of_lanes,

@@ -8,7 +8,7 @@ import jax
 
 from ... import _pmap, _vmap
 from .._frames import is_cell
-from ._jit import from_start, left_out
+from ._arguments import from_start, left_out
 from ._mapping import mapping_of
 from ._policy import check_policy
 from ._prepared import parse_axes

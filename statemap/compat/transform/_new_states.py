@@ -14,7 +14,7 @@ from ..._filters import Everything
 from .._catch import catch_new_states
 from .._errors import BatchAxisError
 from .._frames import Unbatched
-from ._jit import left_out
+from ._arguments import left_out
 from ._loops import scan
 from ._maps import pmap2, vmap2
 from ._prepared import parse_axes
