@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from ..._cache import Cache
+from ..._exact import Identity
 from ..._pickle import Reference
 from ..._settings import now, Read, reads
 from ..._signature import Static
@@ -21,13 +23,9 @@ class JittedFunction:
     """
 
     def __init__(
-        self,
-        fun: Callable,
-        static_argnums: tuple[int, ...],
-        static_argnames: tuple[str, ...],
-        name: str | None,
-        options: dict[str, Any],
-    ):
+        self, fun: Callable, static_argnums: tuple[int, ...], static_argnames: tuple[str, ...],
+        name: str | None, options: dict[str, Any],
+    ):  # fmt: skip
         functools.update_wrapper(self, fun, updated=())
         self.origin_fun: Callable[..., Any] = fun
         self.__wrapped__: Callable[..., Any] = fun
@@ -40,6 +38,7 @@ class JittedFunction:
     def clear_cache(self) -> None:
         """Forgets what was compiled."""
         fun, nums, names = self.origin_fun, self.static_argnums, self.static_argnames
+        self._methods: Cache[JittedFunction] = Cache(METHODS)
 
         def call(settings: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
             return _run(fun, nums, names, values, args, kwargs)
@@ -124,7 +123,8 @@ class JittedFunction:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        return JittedFunction(functools.partial(self.origin_fun, instance), *self._parts())
+        make = lambda: JittedFunction(functools.partial(self.origin_fun, instance), *self._parts())
+        return of_instance(self._methods, instance, make)
 
     def _parts(self) -> tuple[Any, ...]:
         return self.static_argnums, self.static_argnames, self.__name__, self._options
@@ -137,13 +137,9 @@ class JittedFunction:
 
 
 def _run(
-    fun: Callable,
-    nums: tuple[int, ...],
-    names: tuple[str, ...],
-    values: Any,
-    args: tuple,
+    fun: Callable, nums: tuple[int, ...], names: tuple[str, ...], values: Any, args: tuple,
     kwargs: dict[str, Any],
-) -> tuple[Any, list[Any], Static]:
+) -> tuple[Any, list[Any], Static]:  # fmt: skip
     """What `jax.jit` compiles."""
     lifted, program = calls.stack[-1]
     if program is not None:
@@ -172,21 +168,26 @@ def by_name(transformed: Any) -> str | None:
         return None
 
 
+METHODS = 16  # of as many objects a decorated method stays compiled
+
+
+def of_instance(kept: Cache, instance: Any, make: Callable[[], Any]) -> Any:
+    """The method of an object, the same each time that it is looked up, so that it is compiled
+    once. The last few are kept.
+    """
+    key = Identity(instance, weak=False)
+    return kept.get(key) or kept.add(key, make())
+
+
 def jit(
-    fun: Any = None,
-    in_shardings: Any = None,
-    out_shardings: Any = None,
+    fun: Any = None, in_shardings: Any = None, out_shardings: Any = None,
     static_argnums: int | Sequence[int] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Iterable[str] | None = None,
-    donate_argnames: str | Iterable[str] | None = None,
-    keep_unused: bool = False,
-    device: Any = None,
-    backend: str | None = None,
-    inline: bool = False,
-    name: str | None = None,
+    donate_argnames: str | Iterable[str] | None = None, keep_unused: bool = False,
+    device: Any = None, backend: str | None = None, inline: bool = False, name: str | None = None,
     **kwargs: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     """[`brainstate.transform.jit`](https://brainstate.readthedocs.io), with the arguments of
     `jax.jit`.
 

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 
 from ... import _mapping
+from ..._cache import Cache
 from ..._container import ContextFrame
 from ..._errors import BatchAxisError as _BatchAxisError
 from ..._overlay import Watched
@@ -21,7 +22,7 @@ from .._errors import BatchAxisError
 from .._frames import end_turn, Frame, in_turn, local, peek, Stream, write_all
 from .._lift import arrays_of, calls, Late, reachable, refuse_cells, run_closed
 from ._arguments import from_start
-from ._jit import by_name
+from ._jit import by_name, METHODS, of_instance
 from ._policy import check_policy
 from ._prepared import (
     axes_of_lanes,
@@ -49,23 +50,13 @@ class StatefulMapping:
     """
 
     def __init__(
-        self,
-        fun: Callable,
-        in_axes: Any = 0,
-        out_axes: Any = 0,
-        state_in_axes: Any = None,
-        state_out_axes: Any = None,
-        unexpected_out_state_mapping: str | None = None,
-        static_argnums: int | Iterable[int] = (),
-        static_argnames: str | Iterable[str] = (),
-        axis_env: Any = None,
-        return_only_write: bool = True,
-        axis_size: int | None = None,
-        axis_name: Hashable = None,
-        name: str | None = None,
-        mapping_fn: Callable = eqx.filter_vmap,
-        mapping_kwargs: dict[str, Any] | None = None,
-    ):
+        self, fun: Callable, in_axes: Any = 0, out_axes: Any = 0, state_in_axes: Any = None,
+        state_out_axes: Any = None, unexpected_out_state_mapping: str | None = None,
+        static_argnums: int | Iterable[int] = (), static_argnames: str | Iterable[str] = (),
+        axis_env: Any = None, return_only_write: bool = True, axis_size: int | None = None,
+        axis_name: Hashable = None, name: str | None = None,
+        mapping_fn: Callable = eqx.filter_vmap, mapping_kwargs: dict[str, Any] | None = None,
+    ):  # fmt: skip
         if axis_env is not None or not return_only_write:
             raise NotImplementedError(
                 "`axis_env` and `return_only_write` are not supported: names of axes come from the "
@@ -111,6 +102,7 @@ class StatefulMapping:
         self.__wrapped__: Callable[..., Any] = fun
         self.origin_fun: Callable[..., Any] = fun
         self._make, self._options = make, options
+        self._methods: Cache[StatefulMapping] = Cache(METHODS)
         self._prepared: Prepared | None = None
         self._is_narrow = False  # only the cells that the function was seen to use go in
         self._reads: set[Any] = set()
@@ -302,7 +294,9 @@ class StatefulMapping:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        return mapping_of(functools.partial(self.__wrapped__, instance), self._make, self._options)
+        bound = functools.partial(self.__wrapped__, instance)
+        make = lambda: mapping_of(bound, self._make, self._options)
+        return of_instance(self._methods, instance, make)
 
     def __reduce__(self) -> Any:  # without what is compiled
         return by_name(self) or (mapping_of, (self.__wrapped__, self._make, self._options))

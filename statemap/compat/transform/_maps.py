@@ -15,18 +15,11 @@ from ._prepared import parse_axes
 
 
 def vmap2(
-    fn: Any = None,
-    *,
-    in_axes: Any = 0,
-    out_axes: Any = 0,
-    axis_name: Hashable = None,
-    axis_size: int | None = None,
-    chunk_size: int | None = None,
-    spmd_axis_name: Any = None,
-    state_in_axes: Any = None,
-    state_out_axes: Any = None,
+    fn: Any = None, *, in_axes: Any = 0, out_axes: Any = 0, axis_name: Hashable = None,
+    axis_size: int | None = None, chunk_size: int | None = None, spmd_axis_name: Any = None,
+    state_in_axes: Any = None, state_out_axes: Any = None,
     unexpected_out_state_mapping: str | None = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """Maps a function that uses cells over lanes, as
     [`brainstate.transform.vmap2`](https://brainstate.readthedocs.io) does.
 
@@ -45,21 +38,13 @@ def vmap2(
 
 
 def pmap2(
-    fn: Any = None,
-    axis_name: Hashable = None,
-    *,
-    in_axes: Any = 0,
-    out_axes: Any = 0,
-    static_broadcasted_argnums: int | Iterable[int] = (),
-    devices: Any = None,
-    backend: str | None = None,
-    axis_size: int | None = None,
-    donate_argnums: int | Iterable[int] = (),
-    global_arg_shapes: None = None,
-    state_in_axes: Any = None,
-    state_out_axes: Any = None,
+    fn: Any = None, axis_name: Hashable = None, *, in_axes: Any = 0, out_axes: Any = 0,
+    static_broadcasted_argnums: int | Iterable[int] = (), devices: Any = None,
+    backend: str | None = None, axis_size: int | None = None,
+    donate_argnums: int | Iterable[int] = (), global_arg_shapes: None = None,
+    state_in_axes: Any = None, state_out_axes: Any = None,
     unexpected_out_state_mapping: str | None = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """[`statemap.compat.transform.vmap2`][] with the lanes laid over devices: as
     [`brainstate.transform.pmap2`](https://brainstate.readthedocs.io), and with the arguments of
     [`statemap.pmap2`][]. With an `axis_size` that is smaller than the number of devices, and no
@@ -92,16 +77,10 @@ def _mapped(fn: Any, again: Any, core: Any, given: dict[str, Any], own: tuple[st
 
 
 def vmap(
-    fn: Any = None,
-    *,
-    in_axes: Any = 0,
-    out_axes: Any = 0,
-    axis_name: Hashable = None,
-    axis_size: int | None = None,
-    spmd_axis_name: Any = None,
-    in_states: Any = None,
+    fn: Any = None, *, in_axes: Any = 0, out_axes: Any = 0, axis_name: Hashable = None,
+    axis_size: int | None = None, spmd_axis_name: Any = None, in_states: Any = None,
     out_states: Any = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """The older form of [`statemap.compat.transform.vmap2`][], which takes cells rather than
     filters: [`brainstate.transform.vmap`](https://brainstate.readthedocs.io).
     """
