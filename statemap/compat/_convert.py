@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from .. import _state as core
 from .._foreign import described, find_foreign, library, way_in
@@ -16,6 +15,7 @@ from ._discover import Discovery
 from ._errors import TraceContextError
 from ._frames import Frame, peek, Stream, streams, write_all
 from ._lift import run
+from .random._keys import is_typed
 
 
 # By the names of the classes of cells, which brainstate's own have, too.
@@ -142,6 +142,5 @@ def _refuse_installed(target: Any) -> None:
 def _to_cell(cell: Any, value: Any) -> Any:
     """A value of a context as the cell has it: a key perhaps as its two words."""
     if isinstance(cell, Stream):
-        typed = jnp.issubdtype(peek(cell).dtype, jax.dtypes.prng_key)
-        return value if typed else jax.random.key_data(value)
+        return value if is_typed(peek(cell)) else jax.random.key_data(value)
     return value

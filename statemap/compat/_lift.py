@@ -117,21 +117,14 @@ def run_closed(fn: Callable, frame: Frame, *args: Any, **kwargs: Any) -> tuple[A
 
 
 def capture(
-    fn: Callable,
-    args: tuple,
-    kwargs: dict[str, Any] | None = None,
-    *,
-    closed: bool = True,
+    fn: Callable, args: tuple, kwargs: dict[str, Any] | None = None, *, closed: bool = True,
     axis_env: Any = None,
-) -> Program:
-    """Traces a function once, with abstract values.
+) -> Program:  # fmt: skip
+    """Traces a function once, with abstract values, for arrays or `jax.ShapeDtypeStruct`s.
 
-    **Arguments:**
-
-    - `args`, `kwargs`: pytrees of arrays, or of `jax.ShapeDtypeStruct`s.
-    - `closed`: whether the cells that the function uses must be inputs. If not, those that are
-        only read may be constants of the jaxpr, and nothing is looked for beforehand.
-    - `axis_env`: names and sizes of axes, for collectives.
+    With `closed` the cells that it uses must be inputs. If not, those that are only read may be
+    constants of the jaxpr, and nothing is looked for beforehand. `axis_env` are names and sizes of
+    axes, for collectives.
     """
     cells = reachable(Discovery(fn)) if closed else []
     values = [peek(cell) for cell in cells]

@@ -21,6 +21,7 @@ from ..._values import dotted
 from .._errors import BatchAxisError
 from .._frames import end_turn, Frame, in_turn, local, peek, Stream, write_all
 from .._lift import arrays_of, calls, Late, reachable, refuse_cells, run_closed
+from ..random._keys import is_typed
 from ._arguments import from_start
 from ._jit import by_name, METHODS, of_instance
 from ._policy import check_policy
@@ -29,7 +30,6 @@ from ._prepared import (
     decode,
     encode,
     in_paths,
-    is_typed,
     kind_of,
     match,
     parse_axes,
@@ -90,10 +90,7 @@ class StatefulMapping:
     unexpected_out_state_mapping: str
 
     def _set(self, fun: Callable, make: Callable[..., Any], **options: Any) -> None:
-        """**Arguments:**
-
-        - `make`: makes the core's mapping, of a function and the `options`.
-        """
+        """`make` makes the core's mapping, of a function and the `options`."""
         if not callable(fun):
             raise TypeError(f"A mapping maps a function, and {fun!r} can't be called.")
         functools.update_wrapper(self, fun, updated=())
@@ -216,12 +213,7 @@ class StatefulMapping:
         return prepared
 
     def _prepare(self, used: Iterable[Any]) -> Prepared:
-        """Finds the cells, and the axis of each.
-
-        **Arguments:**
-
-        - `used`: cells that the function is known to use.
-        """
+        """Finds the cells beside those that the function is known to use, and the axis of each."""
         new = Prepared(self.__wrapped__)
         found = [] if self._is_narrow else reachable(new.discovery)
         new.cells = list(dict.fromkeys([*found, *used]))
@@ -268,11 +260,8 @@ class StatefulMapping:
         return self._make(self._lane, **options)
 
     def _place(self, prepared: Prepared, program: Program) -> bool:
-        """With the policy "auto", notes the axes of what differs between lanes and no filter lists.
-
-        **Returns:**
-
-        Whether the call has to be made again, with these axes.
+        """With the policy "auto", notes the axes of what differs between lanes and no filter lists,
+        and says whether the call has to be made again, with these.
         """
         if self.unexpected_out_state_mapping != "auto":
             return False
@@ -315,11 +304,8 @@ def mapping_of(fun: Callable, make: Callable, options: dict[str, Any]) -> Statef
 
 
 def _lane_of(fun: Callable, reads: set[Any]) -> Callable:
-    """The function from a context to a context.
-
-    **Arguments:**
-
-    - `reads`: where it is noted which cells are read before they are written.
+    """The function from a context to a context. `reads` gets the cells that it reads before it
+    writes them.
     """
 
     def lane(states: States, *args: Any, **kwargs: Any) -> Any:

@@ -28,10 +28,7 @@ def vmap2(
     [`statemap.compat.transform.set_default_policy`][]; with `"auto"` the lanes that are written
     to a cell which no filter matches stay where `jax.vmap` has them, on axis 0 mostly, and a cell
     that is read and written and has that axis with the size of the map is taken lane by lane.
-
-    **Raises:**
-
-    Those of [`statemap.vmap2`][], whose `chunk_size` it has.
+    The errors are those of [`statemap.vmap2`][], whose `chunk_size` it has.
     """
     given = {k: v for k, v in locals().items() if k != "fn"}
     return _mapped(fn, vmap2, _vmap.vmap2, given, ("spmd_axis_name", "chunk_size"))
@@ -60,11 +57,8 @@ def pmap2(
 
 
 def _mapped(fn: Any, again: Any, core: Any, given: dict[str, Any], own: tuple[str, ...]) -> Any:
-    """A mapping made by a function of the core, or a decorator that makes one.
-
-    **Arguments:**
-
-    - `own`: of what is `given`, the names of what that function alone takes.
+    """A mapping made by a function of the core, or a decorator that makes one. `own` are the names
+    of what that function alone takes.
     """
     if left_out(fn):
         return functools.partial(again, **given)
