@@ -13,7 +13,7 @@ from .._values import dotted, Path
 from .._watch import reach
 from ._discover import Discovery
 from ._errors import TraceContextError
-from ._frames import Frame, peek, Stream, streams, write_all
+from ._frames import Frame, in_turn, peek, Stream, streams, take_turn, write_all
 from ._lift import run
 from .random._keys import is_typed
 
@@ -89,6 +89,7 @@ def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], State
     return pure, states
 
 
+@in_turn
 def from_functional(target: Any, states: States) -> None:
     """Writes the values of a context to the cells of `target`, which
     [`statemap.compat.to_functional`][] made it of: to all, or if one can't be written to none.
@@ -104,6 +105,7 @@ def from_functional(target: Any, states: States) -> None:
             f"{', '.join(map(dotted, found))}."
         )
     cells = [found[path] for path, _ in states.items()]
+    take_turn()  # else a draw that is going on would overwrite the key
     write_all(cells, [_to_cell(c, states[path]) for c, (path, _) in zip(cells, states.items())])
 
 

@@ -69,17 +69,10 @@ class StatefulMapping:
             static_argnums=from_start(static_argnums, fun),
             static_argnames=static_argnames,
         )
-        self._set(
-            fun,
-            make,
-            in_axes=in_axes,
-            out_axes=out_axes,
-            axis_name=axis_name,
-            axis_size=axis_size,
-            state_in_axes=parse_axes(state_in_axes, "state_in_axes"),
-            state_out_axes=parse_axes(state_out_axes, "state_out_axes"),
-            unexpected_out_state_mapping=check_policy(unexpected_out_state_mapping),
-        )
+        given = {"in_axes": in_axes, "out_axes": out_axes, "axis_name": axis_name}
+        given |= {"axis_size": axis_size, "state_in_axes": state_in_axes}
+        policy = {"unexpected_out_state_mapping": unexpected_out_state_mapping}
+        self._set(fun, make, **given, **policy, state_out_axes=state_out_axes)
 
     in_axes: Any
     out_axes: Any
@@ -93,6 +86,10 @@ class StatefulMapping:
         """`make` makes the core's mapping, of a function and the `options`."""
         if not callable(fun):
             raise TypeError(f"A mapping maps a function, and {fun!r} can't be called.")
+        for name in ("state_in_axes", "state_out_axes"):
+            options[name] = parse_axes(options[name], name)
+        policy = "unexpected_out_state_mapping"
+        options[policy] = check_policy(options[policy])
         functools.update_wrapper(self, fun, updated=())
         vars(self).update(options)
         self.__name__: str = getattr(fun, "__name__", type(fun).__name__)

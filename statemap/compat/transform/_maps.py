@@ -10,8 +10,6 @@ from ... import _pmap, _vmap
 from .._frames import is_cell
 from ._arguments import from_start, left_out
 from ._mapping import mapping_of
-from ._policy import check_policy
-from ._prepared import parse_axes
 
 
 def vmap2(
@@ -63,10 +61,6 @@ def _mapped(fn: Any, again: Any, core: Any, given: dict[str, Any], own: tuple[st
     if left_out(fn):
         return functools.partial(again, **given)
     options = {k: v for k, v in given.items() if k not in own}
-    for name in ("state_in_axes", "state_out_axes"):
-        options[name] = parse_axes(options[name], name)
-    policy = "unexpected_out_state_mapping"
-    options[policy] = check_policy(options[policy])
     return mapping_of(fn, functools.partial(core, **{k: given[k] for k in own}), options)
 
 
@@ -79,11 +73,11 @@ def vmap(
     filters: [`brainstate.transform.vmap`](https://brainstate.readthedocs.io).
     """
     given = {k: v for k, v in locals().items() if k not in ("fn", "in_states", "out_states")}
-    axes: Any = {"state_in_axes": _by_axis(in_states), "state_out_axes": _by_axis(out_states)}
+    axes: Any = {"state_in_axes": _listed(in_states), "state_out_axes": _listed(out_states)}
     return vmap2(fn, **given, **axes, unexpected_out_state_mapping="raise")
 
 
-def _by_axis(states: Any) -> dict[Any, Any] | None:
+def _listed(states: Any) -> dict[Any, Any] | None:
     def cells(tree: Any) -> list[Any]:
         return [x for x in jax.tree.leaves(tree) if is_cell(x)]
 

@@ -95,11 +95,11 @@ def vmap_new_states(
     names = {"axis_name": axis_name, "axis_size": axis_size, "spmd_axis_name": spmd_axis_name}
     make = functools.partial(vmap2, in_axes=in_axes, **names)
 
+    @functools.wraps(fun, updated=())
     def mapped(*args: Any, **kwargs: Any) -> Any:
         call = functools.partial(fun, **kwargs)
         return _in_lanes(call, args, make, out_axes, state_tag, state_to_exclude, None)[0]
 
-    mapped.__wrapped__ = fun  # pyright: ignore
     return mapped
 
 
