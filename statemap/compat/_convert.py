@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from .. import _state as core
 from .._foreign import described, find_foreign, library, way_in
@@ -14,8 +13,9 @@ from .._values import dotted, Path
 from .._watch import reach
 from ._discover import Discovery
 from ._errors import TraceContextError
-from ._frames import Frame, peek, Stream, streams, write_all
+from ._frames import Frame, in_turn, peek, Stream, streams, take_turn, write_all
 from ._lift import run
+from .random._keys import is_typed
 
 
 # By the names of the classes of cells, which brainstate's own have, too.
@@ -89,6 +89,7 @@ def to_functional(target: Any) -> tuple[Callable[..., tuple[Any, States]], State
     return pure, states
 
 
+@in_turn
 def from_functional(target: Any, states: States) -> None:
     """Writes the values of a context to the cells of `target`, which
     [`statemap.compat.to_functional`][] made it of: to all, or if one can't be written to none.
@@ -104,6 +105,7 @@ def from_functional(target: Any, states: States) -> None:
             f"{', '.join(map(dotted, found))}."
         )
     cells = [found[path] for path, _ in states.items()]
+    take_turn()  # else a draw that is going on would overwrite the key
     write_all(cells, [_to_cell(c, states[path]) for c, (path, _) in zip(cells, states.items())])
 
 
@@ -142,6 +144,5 @@ def _refuse_installed(target: Any) -> None:
 def _to_cell(cell: Any, value: Any) -> Any:
     """A value of a context as the cell has it: a key perhaps as its two words."""
     if isinstance(cell, Stream):
-        typed = jnp.issubdtype(peek(cell).dtype, jax.dtypes.prng_key)
-        return value if typed else jax.random.key_data(value)
+        return value if is_typed(peek(cell)) else jax.random.key_data(value)
     return value

@@ -146,11 +146,8 @@ class Frame:
     def __init__(
         self, cells: Sequence[Any] = (), values: Iterable[Any] = (), *, open: bool = False
     ):
-        """**Arguments:**
-
-        - `cells`, `values`: those that the transform gives to the function.
-        - `open`: whether values of others are used, too. If not, the function starts again with
-            all that it needs.
+        """Of cells and values that the transform gives to the function. If it is `open`, values of
+        others are used, too; if not, the function starts again with all that it needs.
         """
         self.open = open
         self._initial = dict(zip(cells, values))

@@ -117,21 +117,14 @@ def run_closed(fn: Callable, frame: Frame, *args: Any, **kwargs: Any) -> tuple[A
 
 
 def capture(
-    fn: Callable,
-    args: tuple,
-    kwargs: dict[str, Any] | None = None,
-    *,
-    closed: bool = True,
+    fn: Callable, args: tuple, kwargs: dict[str, Any] | None = None, *, closed: bool = True,
     axis_env: Any = None,
-) -> Program:
-    """Traces a function once, with abstract values.
+) -> Program:  # fmt: skip
+    """Traces a function once, with abstract values, for arrays or `jax.ShapeDtypeStruct`s.
 
-    **Arguments:**
-
-    - `args`, `kwargs`: pytrees of arrays, or of `jax.ShapeDtypeStruct`s.
-    - `closed`: whether the cells that the function uses must be inputs. If not, those that are
-        only read may be constants of the jaxpr, and nothing is looked for beforehand.
-    - `axis_env`: names and sizes of axes, for collectives.
+    With `closed` the cells that it uses must be inputs. If not, those that are only read may be
+    constants of the jaxpr, and nothing is looked for beforehand. `axis_env` are names and sizes of
+    axes, for collectives.
     """
     cells = reachable(Discovery(fn)) if closed else []
     values = [peek(cell) for cell in cells]
@@ -227,26 +220,6 @@ def refuse_cells(tree: Any) -> None:
                 f"A State ({leaf.label}) can't go in or out of a transform as an argument or a "
                 "result. Use it from where the function is defined, or give its `.value`."
             )
-
-
-def positions(nums: Iterable[int], args: tuple) -> set[int]:
-    """Positions among arguments, of which some are counted from the end."""
-    return {n + len(args) if n < 0 else n for n in nums}
-
-
-def split_static(
-    fn: Callable, nums: Iterable[int], names: Iterable[str], args: tuple, kwargs: dict[str, Any]
-) -> tuple[tuple, dict[str, Any], Callable]:
-    """The arguments that are traced, and the function with the static ones bound."""
-    fixed = positions(nums, args)
-    static = {k: v for k, v in kwargs.items() if k in names}
-
-    def bound(*given: Any, **named: Any) -> Any:
-        own = iter(given)
-        return fn(*(a if i in fixed else next(own) for i, a in enumerate(args)), **static, **named)
-
-    dynamic = tuple(a for i, a in enumerate(args) if i not in fixed)
-    return dynamic, {k: v for k, v in kwargs.items() if k not in static}, bound
 
 
 def check_carry(cells: Sequence[Any], before: Sequence[Any], after: Sequence[Any], by: str):

@@ -1,14 +1,5 @@
 """Settings of a run, such as the time step `dt`: of a thread, or of a `with` block. (After
 `brainstate.environ`, whose arguments [its page](https://brainstate.readthedocs.io) documents.)
-
-```python
-from statemap.compat import environ
-
-environ.set(dt=0.1)
-with environ.context(dt=0.5, t=2.0):
-    assert environ.get("dt") == 0.5 and environ.get("t") == 2.0
-assert environ.pop("dt") == 0.1
-```
 """
 
 import contextlib

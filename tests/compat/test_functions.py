@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from statemap.compat import State, transform
+from statemap.compat import environ, State, transform
 
 
 COUNT = State(jnp.zeros(2))
@@ -211,3 +211,22 @@ def test_shard_map_refuses(mesh):
         transform.shard_map(lambda x: x, mesh, (P("x"), P()), P("x"))(jnp.ones(8))
     same = transform.shard_map(lambda x: x * 2, mesh, P("x"), P("x"), state_in_specs=P())
     assert same(jnp.ones(8)).tolist() == [2] * 8
+
+
+def test_what_was_traced_is_for_the_settings_that_were_read():
+    environ.set(dt=0.1)
+    try:
+        function = transform.StatefulFunction(lambda x: x * environ.get("dt"))
+        assert float(function(jnp.ones(()))) == pytest.approx(0.1)
+        environ.set(dt=0.5)
+        assert float(function(jnp.ones(()))) == 0.5
+        with environ.context(dt=2.0):
+            assert float(function.jaxpr_call((), jnp.ones(()))[1]) == 2
+        environ.set(unread=1)
+        misses = function.get_cache_stats()["compilation_cache"]["misses"]
+        assert float(function(jnp.ones(()))) == 0.5
+        assert function.get_cache_stats()["compilation_cache"]["misses"] == misses + 1
+        function(jnp.ones(()))
+        assert function.get_cache_stats()["compilation_cache"]["misses"] == misses + 1
+    finally:
+        environ.reset()

@@ -431,3 +431,25 @@ def test_reads_under_jaxs_transforms_inside_ours_are_of_the_moment(name, around)
         assert cell.value == now
     cell.value = jnp.full((), 10.0)
     np.testing.assert_allclose(of(program, jnp.ones(()))[0], expected(10.0 + runs - 1))
+
+
+@pytest.mark.parametrize("transformed", [transform.jit, transform.vmap2])
+def test_a_decorated_method_is_compiled_once_for_each_object(transformed):
+    runs = []
+
+    class Scale:
+        def __init__(self, weight):
+            self.weight = State(jnp.asarray(weight))
+
+        @transformed
+        def of(self, x):
+            runs.append(x)
+            return self.weight.value * x
+
+    one, two = Scale(2.0), Scale(3.0)
+    for _ in range(3):
+        assert one.of(jnp.ones(2)).tolist() == [2, 2]
+        assert two.of(jnp.ones(2)).tolist() == [3, 3]
+    assert len(runs) == 2
+    one.weight.value = jnp.asarray(4.0)
+    assert Scale.of.__get__(one)(jnp.ones(2)).tolist() == [4, 4] and len(runs) == 2

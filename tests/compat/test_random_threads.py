@@ -8,6 +8,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from statemap import compat
 from statemap.compat import _frames, random, ShortTermState, transform
 
 
@@ -200,3 +201,10 @@ def test_calls_that_use_no_stream_take_no_turn(counted):
     for k, call in enumerate(wrapped().values()):
         call()
         assert counted.count == k + 1  # once a call, whatever is drawn in it
+
+
+def test_a_context_that_is_written_back_has_its_turn(counted):
+    _, states = compat.to_functional(draw)
+    assert counted.count == 0
+    compat.from_functional(draw, states)
+    assert counted.count == 1 and _frames.local.lock is None

@@ -15,10 +15,6 @@ from ._patches import Patches
 _installed: list[Patches] = []
 
 
-def is_installed() -> bool:
-    return bool(_installed)
-
-
 def install() -> None:
     """What `compat.install(layers="brainstate")` does."""
     if _installed:

@@ -132,28 +132,7 @@ class MapBehaviour:
 
 
 class Map(MapBehaviour, Module):
-    """A module mapped over a population, whose members have cells of their own.
-
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import nn, ParamState
-
-    class Scale(nn.Module):
-        def init_state(self, size):
-            self.weight = ParamState(jnp.ones(size))
-
-        def update(self, x):
-            return x @ self.weight.value
-
-        def total(self, offset):
-            return self.weight.value.sum() + offset
-
-    population = nn.Map(Scale(), init_map_size=10)
-    population.init_all_states(size=(5,))
-    assert population(jnp.ones((10, 5))).shape == (10,)
-    assert population.map("total", in_axes=None)(1.0).shape == (10,)
-    ```
-    """
+    """A module mapped over a population, whose members have cells of their own."""
 
     graph_invisible_attrs: ClassVar[tuple[str, ...]] = ("_made", "_kept", "_made_on")
 

@@ -36,8 +36,8 @@ class VmapBehaviour:
             out_axes=out_axes,
             axis_name=axis_name,
             axis_size=axis_size,
-            state_in_axes=_by_axis(vmap_states),
-            state_out_axes=_by_axis(vmap_out_states),
+            state_in_axes=_filters_by_axis(vmap_states),
+            state_out_axes=_filters_by_axis(vmap_out_states),
             unexpected_out_state_mapping="raise",
         )
 
@@ -53,7 +53,7 @@ class Vmap(VmapBehaviour, Module):
     """
 
 
-def _by_axis(spec: Any) -> Any:
+def _filters_by_axis(spec: Any) -> Any:
     """Dictionaries from filters to axes turned round."""
     if not isinstance(spec, Mapping) or all(k is None or type(k) is int for k in spec):
         return spec

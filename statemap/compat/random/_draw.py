@@ -33,14 +33,10 @@ class Require(NamedTuple):
 
 
 def draw(
-    parameters: str,
-    sampler: Callable[..., Any],
-    *requirements: Require,
-    kind: type | None = float,
-    keys: int | None = None,
-    sized: bool = True,
+    parameters: str, sampler: Callable[..., Any], *requirements: Require,
+    kind: type | None = float, keys: int | None = None, sized: bool = True,
     function: str | None = None,
-) -> Callable[..., jax.Array]:
+) -> Callable[..., jax.Array]:  # fmt: skip
     """A distribution: a function that draws from `DEFAULT`, and a method of `RandomState`.
 
     **Arguments:**

@@ -12,11 +12,15 @@ import numpy as np
 Seed = Any  # an int, a typed key, or the two uint32 words of a key
 
 
+def is_typed(key: Any) -> bool:
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+
+
 def as_key(seed: Seed) -> jax.Array:
     """The typed key that a seed stands for. That of a concrete seed is concrete, also under
     `jax.jit`.
     """
-    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+    if isinstance(seed, jax.Array) and is_typed(seed):
         return seed
     if isinstance(seed, jax.core.Tracer):
         return _make(seed)

@@ -17,13 +17,6 @@ class RandomState(Stream, State[jax.Array]):
     """A stream of random numbers, as
     [`brainstate.random.RandomState`](https://brainstate.readthedocs.io).
 
-    ```python
-    from statemap.compat import random
-
-    x = random.RandomState(42).normal(0.0, 2.0, size=(3,))
-    assert (x == random.RandomState(42).normal(0.0, 2.0, size=3)).all()
-    ```
-
     Its value is a typed key, of `jax.random.key`. Each draw splits it, `carry, draw =
     split(value)`: the numbers come from `draw` and the value becomes `carry`. No two threads draw
     the same.
@@ -40,15 +33,11 @@ class RandomState(Stream, State[jax.Array]):
         super().__init__(cast(Any, entropy() if seed_or_key is None else as_key(seed_or_key)))
         self._backup: jax.Array | None = None
 
-    @property
+    @Stream._held.getter
     def _held(self) -> Any:
         # `DEFAULT` is made on import, when JAX must not start yet: its devices may still be set up.
         value = vars(self)["_value"]
         return as_key(value) if isinstance(value, np.ndarray) else value
-
-    @_held.setter
-    def _held(self, value: Any) -> None:
-        vars(self)["_value"] = value
 
     def seed(self, seed_or_key: Seed = None) -> None:
         """Begins the stream anew, as `RandomState(seed_or_key)` would."""

@@ -11,9 +11,11 @@ from ..._cache import Cache
 from ..._exact import exact
 from ..._jaxpr import eval_jaxpr
 from ..._programs import abstract, CacheKey as Abstract
+from ..._settings import now, Read
 from .._catch import StateTraceStack
 from .._frames import Frame, in_turn, peek, write_all
 from .._lift import arrays_of, capture, read_all, refuse_cells, run
+from ._arguments import counted, names_of, numbers_of, split_static
 
 
 class CacheKey(NamedTuple):
@@ -32,6 +34,12 @@ class _Traced(NamedTuple):
     out_shapes: Any  # of these two
     trace: StateTraceStack  # the cells
     kinds: list[Any]  # of their values
+    settings: Read
+
+    def is_current(self) -> bool:
+        """Whether the cells hold values of these kinds, and the settings are those."""
+        values = tuple(self.settings.values())
+        return now(self.settings) == values and _kinds(self.trace.states) == self.kinds
 
 
 def _pair(look: Callable[[_Traced], Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -67,10 +75,8 @@ class StatefulFunction:
             raise TypeError(f"A StatefulFunction is made of a function, not {fun!r}.")
         self.fun: Callable[..., Any] = fun
         self.__wrapped__: Callable[..., Any] = fun
-        nums = (static_argnums,) if isinstance(static_argnums, int) else static_argnums
-        names = (static_argnames,) if isinstance(static_argnames, str) else static_argnames
-        self.static_argnums: tuple[int, ...] = tuple(nums or ())
-        self.static_argnames: tuple[str, ...] = tuple(names or ())
+        self.static_argnums: tuple[int, ...] = numbers_of(static_argnums)
+        self.static_argnames: tuple[str, ...] = names_of(static_argnames)
         self.axis_env = axis_env
         self.name = name
         self.return_only_write = return_only_write
@@ -88,12 +94,11 @@ class StatefulFunction:
         """The key by which what is traced for these arguments is found."""
         if compile_if_miss:
             self.make_jaxpr(*args, **kwargs)
-        (static, names), dynamic, named = self._split(args, kwargs)
+        dynamic, named, _ = self._split(args, kwargs)
         refuse_cells((dynamic, named))
-        return CacheKey(
-            tuple(map(exact, static.values())), _abstract(dynamic),
-            tuple(map(exact, sorted(names.items()))), _abstract(named),
-        )  # fmt: skip
+        static = tuple(exact(args[i]) for i in self.static_argnums)
+        names = tuple(exact((k, v)) for k, v in sorted(kwargs.items()) if k not in named)
+        return CacheKey(static, _abstract(dynamic), names, _abstract(named))
 
     def make_jaxpr(self, *args: Any, **kwargs: Any) -> "StatefulFunction":
         """Traces the function for these arguments, if it is not yet."""
@@ -102,7 +107,7 @@ class StatefulFunction:
             found = self._cache.get(key)
         except TypeError as error:
             raise TypeError(f"Static arguments are hashable. {error}") from None
-        if found is not None and _kinds(found.trace.states) == found.kinds:
+        if found is not None and found.is_current():
             self._hits += 1
         else:
             with self._lock:
@@ -170,39 +175,29 @@ class StatefulFunction:
     __call__ = jaxpr_call_auto
 
     def _evaluate(self, found: _Traced, values: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        _, dynamic, named = self._split(args, kwargs)
+        dynamic, named, _ = self._split(args, kwargs)
         leaves = jax.tree.leaves((dynamic, named, list(values)))
         flat = eval_jaxpr(found.jaxpr.jaxpr, found.jaxpr.consts, *leaves)
         out, new = jax.tree.unflatten(jax.tree.structure(found.out_shapes), flat)
         return new, out
 
-    def _split(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tuple, dict[str, Any]]:
-        """The static ones, by position and by name; the other positional ones; the other named."""
-        static = {}
+    def _split(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any], Callable]:
+        """The arguments that are traced, and the function with the static ones bound."""
         for i in self.static_argnums:
             if not -len(args) <= i < len(args):
-                are = "is 1 argument" if len(args) == 1 else f"are {len(args)} arguments"
-                raise ValueError(f"static_argnums contains index {i}, and there {are} by position.")
-            static[i % len(args)] = args[i]
-        names = {k: v for k, v in kwargs.items() if k in self.static_argnames}
-        dynamic = tuple(a for i, a in enumerate(args) if i not in static)
-        return (static, names), dynamic, {k: v for k, v in kwargs.items() if k not in names}
+                raise ValueError(
+                    f"static_argnums contains index {i}, and there {counted(args)} by position."
+                )
+        return split_static(self.fun, self.static_argnums, self.static_argnames, args, kwargs)
 
     def _trace(self, args: tuple, kwargs: dict[str, Any]) -> _Traced:
-        (static, names), dynamic, named = self._split(args, kwargs)
-        fun = self.fun
-
-        def bound(*given: Any, **named: Any) -> Any:
-            own = iter(given)
-            every = [static[i] if i in static else next(own) for i in range(len(args))]
-            return fun(*every, **names, **named)
-
+        dynamic, named, bound = self._split(args, kwargs)
         program = capture(bound, dynamic, named, axis_env=self.axis_env)
         cells = tuple(dict.fromkeys([*program.read, *program.written, *program.cells]))
 
         def flat(args: Any, kwargs: Any, values: Any) -> Any:
-            now = dict(zip(cells, values))
-            out, new = program([now[cell] for cell in program.cells], args, kwargs)
+            held = dict(zip(cells, values))
+            out, new = program([held[cell] for cell in program.cells], args, kwargs)
             return out, self._returned(cells, values, program.written, new)
 
         env = {} if self.axis_env is None else {"axis_env": self.axis_env}
@@ -211,7 +206,7 @@ class StatefulFunction:
         trace = StateTraceStack(self.name)
         trace.states.extend(cells)
         trace.been_writen.extend(cell in program.written for cell in cells)
-        return _Traced(jaxpr, shapes, trace, _kinds(cells))
+        return _Traced(jaxpr, shapes, trace, _kinds(cells), program.settings)
 
     def _returned(self, cells: Any, values: Any, written: Iterable[Any], new: Any) -> tuple:
         after = dict(zip(written, new))

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from .._frames import Frame, in_turn, is_cell, streams, write_all
 from .._lift import run
 from ..random._keys import as_key
+from ._arguments import left_out, MISSING
 from ._gradient import GradientTransform
-from ._missing import left_out, MISSING
 
 
 Nums = int | Sequence[int] | None
@@ -28,17 +28,7 @@ def grad(
     return_value: Flag = False, unit_aware: bool = False, check_states: bool = True,
     **kwargs: Any,
 ) -> Any:  # fmt: skip
-    """[brainstate's `grad`](https://brainstate.readthedocs.io), of a function that uses cells.
-
-    ```python
-    import jax.numpy as jnp
-    from statemap.compat import ParamState, transform
-
-    w = ParamState(jnp.array([1.0, 2.0]))
-    grads, loss = transform.grad(lambda: (w.value ** 2).sum(), w, return_value=True)()
-    assert grads.tolist() == [2.0, 4.0] and loss == 5
-    ```
-    """
+    """[brainstate's `grad`](https://brainstate.readthedocs.io), of a function that uses cells."""
     return _derivative(_autodiff("grad", unit_aware), **locals())
 
 

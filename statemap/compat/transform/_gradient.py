@@ -3,29 +3,22 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
 
 from .._frames import Frame, in_turn, is_cell, write_all
 from .._lift import arrays_of, read_all, run
+from ._arguments import counted
 
 
-@jax.tree_util.register_pytree_node_class
-class _OfCells:
+class _OfCells(eqx.Module):
     """One value for each cell. Of its own class, so that wherever derivatives with respect to the
     cells stand in a result, they are found.
     """
 
-    def __init__(self, values: Sequence[Any]):
-        self.values = values
-
-    def tree_flatten(self) -> tuple[Sequence[Any], None]:
-        return self.values, None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, values: Sequence[Any]) -> "_OfCells":
-        return cls(values)
+    values: Sequence[Any]
 
 
 class GradientTransform:
@@ -81,20 +74,16 @@ class GradientTransform:
         return 1 if not self.cells else 0 if self.argnums is None else (0, 1)
 
     def at(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Callable, tuple, list[Frame]]:
-        """**Returns:**
-
-        - `pure(values of cells, arguments)`, which returns `(out, (out, aux, new values))`, of
-            those that the derivative is with respect to;
-        - these two, as they are now;
-        - a list that gets the frame in which `pure` runs.
+        """A function `pure(values of cells, arguments)`, of those that the derivative is with
+        respect to, which returns `(out, (out, aux, new values))`; these two, as they are now; and a
+        list that gets the frame in which `pure` runs.
         """
         nums = self.argnums
         several: Any = () if nums is None else (nums,) if isinstance(nums, int) else tuple(nums)
         if several and max(several) >= len(args):
-            are = "is 1 argument" if len(args) == 1 else f"are {len(args)} arguments"
             raise ValueError(
-                f"`argnums` holds {max(several)}, and there {are}, counted from 0. With respect to "
-                "a keyword argument there is no derivative: give it by position."
+                f"`argnums` holds {max(several)}, and there {counted(args)}, counted from 0. "
+                "With respect to a keyword argument there is no derivative: give it by position."
             )
         own = list(dict.fromkeys(self.cells))
         frames: list[Frame] = []

@@ -1,41 +1,20 @@
 """`jit`: the values of the cells that a function touches go in, those that it writes come out."""
 
 import functools
-import inspect
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 
+from ..._cache import Cache
+from ..._exact import Identity
 from ..._pickle import Reference
 from ..._settings import now, Read, reads
 from ..._signature import Static
 from .._frames import end_turn, Frame, in_turn, local, write_all
-from .._lift import (
-    arrays_of,
-    calls,
-    capture,
-    Late,
-    Lifted,
-    read_all,
-    refuse_cells,
-    run_closed,
-    split_static,
-)
-
-
-class _Missing:
-    def __repr__(self) -> str:
-        return "<missing>"
-
-
-MISSING: Any = _Missing()
-
-
-def left_out(x: Any) -> bool:
-    """Whether an argument is not given, in our words, brainstate's or JAX's."""
-    return x is None or type(x).__name__ in ("_Missing", "Missing", "UnspecifiedValue")
+from .._lift import arrays_of, calls, capture, Late, Lifted, read_all, refuse_cells, run_closed
+from ._arguments import from_start, left_out, names_of, split_static
 
 
 class JittedFunction:
@@ -44,13 +23,9 @@ class JittedFunction:
     """
 
     def __init__(
-        self,
-        fun: Callable,
-        static_argnums: tuple[int, ...],
-        static_argnames: tuple[str, ...],
-        name: str | None,
-        options: dict[str, Any],
-    ):
+        self, fun: Callable, static_argnums: tuple[int, ...], static_argnames: tuple[str, ...],
+        name: str | None, options: dict[str, Any],
+    ):  # fmt: skip
         functools.update_wrapper(self, fun, updated=())
         self.origin_fun: Callable[..., Any] = fun
         self.__wrapped__: Callable[..., Any] = fun
@@ -63,6 +38,7 @@ class JittedFunction:
     def clear_cache(self) -> None:
         """Forgets what was compiled."""
         fun, nums, names = self.origin_fun, self.static_argnums, self.static_argnames
+        self._methods: Cache[JittedFunction] = Cache(METHODS)
 
         def call(settings: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
             return _run(fun, nums, names, values, args, kwargs)
@@ -147,7 +123,8 @@ class JittedFunction:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        return JittedFunction(functools.partial(self.origin_fun, instance), *self._parts())
+        make = lambda: JittedFunction(functools.partial(self.origin_fun, instance), *self._parts())
+        return of_instance(self._methods, instance, make)
 
     def _parts(self) -> tuple[Any, ...]:
         return self.static_argnums, self.static_argnames, self.__name__, self._options
@@ -160,13 +137,9 @@ class JittedFunction:
 
 
 def _run(
-    fun: Callable,
-    nums: tuple[int, ...],
-    names: tuple[str, ...],
-    values: Any,
-    args: tuple,
+    fun: Callable, nums: tuple[int, ...], names: tuple[str, ...], values: Any, args: tuple,
     kwargs: dict[str, Any],
-) -> tuple[Any, list[Any], Static]:
+) -> tuple[Any, list[Any], Static]:  # fmt: skip
     """What `jax.jit` compiles."""
     lifted, program = calls.stack[-1]
     if program is not None:
@@ -195,21 +168,26 @@ def by_name(transformed: Any) -> str | None:
         return None
 
 
+METHODS = 16  # of as many objects a decorated method stays compiled
+
+
+def of_instance(kept: Cache, instance: Any, make: Callable[[], Any]) -> Any:
+    """The method of an object, the same each time that it is looked up, so that it is compiled
+    once. The last few are kept.
+    """
+    key = Identity(instance, weak=False)
+    return kept.get(key) or kept.add(key, make())
+
+
 def jit(
-    fun: Any = None,
-    in_shardings: Any = None,
-    out_shardings: Any = None,
+    fun: Any = None, in_shardings: Any = None, out_shardings: Any = None,
     static_argnums: int | Sequence[int] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Iterable[str] | None = None,
-    donate_argnames: str | Iterable[str] | None = None,
-    keep_unused: bool = False,
-    device: Any = None,
-    backend: str | None = None,
-    inline: bool = False,
-    name: str | None = None,
+    donate_argnames: str | Iterable[str] | None = None, keep_unused: bool = False,
+    device: Any = None, backend: str | None = None, inline: bool = False, name: str | None = None,
     **kwargs: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     """[`brainstate.transform.jit`](https://brainstate.readthedocs.io), with the arguments of
     `jax.jit`.
 
@@ -239,31 +217,6 @@ def jit(
     options |= {k: v for k, v in {"keep_unused": keep_unused, "inline": inline}.items() if v}
     nums = from_start(static_argnums, fun)
     return JittedFunction(fun, nums, names_of(static_argnames), name, options)
-
-
-def from_start(nums: int | Iterable[int] | None, fn: Any) -> tuple[int, ...]:
-    """Positions among the arguments of a function. Those from the end are counted from the start,
-    if it can be told how many arguments there are.
-    """
-    out = (nums,) if isinstance(nums, int) else tuple(nums or ())
-    if all(n >= 0 for n in out) or not callable(fn):
-        return out
-    parameters = inspect.signature(fn).parameters.values()
-    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
-        return out
-    count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-    return tuple(n + count if n < 0 else n for n in out)
-
-
-def _numbers(nums: int | Iterable[int] | None, parameter: str) -> tuple[int, ...]:
-    out = from_start(nums, None)
-    if any(n < 0 for n in out):
-        raise ValueError(f"`{parameter}` counts from the first argument, and holds {min(out)}.")
-    return out
-
-
-def names_of(names: str | Iterable[str] | None) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def _shifted(nums: tuple[int, ...]) -> tuple[int, ...]:

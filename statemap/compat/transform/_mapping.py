@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 
 from ... import _mapping
+from ..._cache import Cache
 from ..._container import ContextFrame
 from ..._errors import BatchAxisError as _BatchAxisError
 from ..._overlay import Watched
@@ -20,14 +21,15 @@ from ..._values import dotted
 from .._errors import BatchAxisError
 from .._frames import end_turn, Frame, in_turn, local, peek, Stream, write_all
 from .._lift import arrays_of, calls, Late, reachable, refuse_cells, run_closed
-from ._jit import by_name, from_start
+from ..random._keys import is_typed
+from ._arguments import from_start
+from ._jit import by_name, METHODS, of_instance
 from ._policy import check_policy
 from ._prepared import (
     axes_of_lanes,
     decode,
     encode,
     in_paths,
-    is_typed,
     kind_of,
     match,
     parse_axes,
@@ -48,23 +50,13 @@ class StatefulMapping:
     """
 
     def __init__(
-        self,
-        fun: Callable,
-        in_axes: Any = 0,
-        out_axes: Any = 0,
-        state_in_axes: Any = None,
-        state_out_axes: Any = None,
-        unexpected_out_state_mapping: str | None = None,
-        static_argnums: int | Iterable[int] = (),
-        static_argnames: str | Iterable[str] = (),
-        axis_env: Any = None,
-        return_only_write: bool = True,
-        axis_size: int | None = None,
-        axis_name: Hashable = None,
-        name: str | None = None,
-        mapping_fn: Callable = eqx.filter_vmap,
-        mapping_kwargs: dict[str, Any] | None = None,
-    ):
+        self, fun: Callable, in_axes: Any = 0, out_axes: Any = 0, state_in_axes: Any = None,
+        state_out_axes: Any = None, unexpected_out_state_mapping: str | None = None,
+        static_argnums: int | Iterable[int] = (), static_argnames: str | Iterable[str] = (),
+        axis_env: Any = None, return_only_write: bool = True, axis_size: int | None = None,
+        axis_name: Hashable = None, name: str | None = None,
+        mapping_fn: Callable = eqx.filter_vmap, mapping_kwargs: dict[str, Any] | None = None,
+    ):  # fmt: skip
         if axis_env is not None or not return_only_write:
             raise NotImplementedError(
                 "`axis_env` and `return_only_write` are not supported: names of axes come from the "
@@ -77,17 +69,10 @@ class StatefulMapping:
             static_argnums=from_start(static_argnums, fun),
             static_argnames=static_argnames,
         )
-        self._set(
-            fun,
-            make,
-            in_axes=in_axes,
-            out_axes=out_axes,
-            axis_name=axis_name,
-            axis_size=axis_size,
-            state_in_axes=parse_axes(state_in_axes, "state_in_axes"),
-            state_out_axes=parse_axes(state_out_axes, "state_out_axes", rules=True),
-            unexpected_out_state_mapping=check_policy(unexpected_out_state_mapping),
-        )
+        given = {"in_axes": in_axes, "out_axes": out_axes, "axis_name": axis_name}
+        given |= {"axis_size": axis_size, "state_in_axes": state_in_axes}
+        policy = {"unexpected_out_state_mapping": unexpected_out_state_mapping}
+        self._set(fun, make, **given, **policy, state_out_axes=state_out_axes)
 
     in_axes: Any
     out_axes: Any
@@ -98,18 +83,21 @@ class StatefulMapping:
     unexpected_out_state_mapping: str
 
     def _set(self, fun: Callable, make: Callable[..., Any], **options: Any) -> None:
-        """**Arguments:**
-
-        - `make`: makes the core's mapping, of a function and the `options`.
-        """
+        """`make` makes the core's mapping, of a function and the `options`."""
         if not callable(fun):
             raise TypeError(f"A mapping maps a function, and {fun!r} can't be called.")
+        for name in ("state_in_axes", "state_out_axes"):
+            rules = name == "state_out_axes"
+            options[name] = parse_axes(options[name], name, rules=rules)
+        policy = "unexpected_out_state_mapping"
+        options[policy] = check_policy(options[policy])
         functools.update_wrapper(self, fun, updated=())
         vars(self).update(options)
         self.__name__: str = getattr(fun, "__name__", type(fun).__name__)
         self.__wrapped__: Callable[..., Any] = fun
         self.origin_fun: Callable[..., Any] = fun
         self._make, self._options = make, options
+        self._methods: Cache[StatefulMapping] = Cache(METHODS)
         self._prepared: Prepared | None = None
         self._is_narrow = False  # only the cells that the function was seen to use go in
         self._reads: set[Any] = set()
@@ -223,12 +211,7 @@ class StatefulMapping:
         return prepared
 
     def _prepare(self, used: Iterable[Any]) -> Prepared:
-        """Finds the cells, and the axis of each.
-
-        **Arguments:**
-
-        - `used`: cells that the function is known to use.
-        """
+        """Finds the cells beside those that the function is known to use, and the axis of each."""
         new = Prepared(self.__wrapped__)
         found = [] if self._is_narrow else reachable(new.discovery)
         new.cells = list(dict.fromkeys([*found, *used]))
@@ -275,11 +258,8 @@ class StatefulMapping:
         return self._make(self._lane, **options)
 
     def _place(self, prepared: Prepared, program: Program) -> bool:
-        """With the policy "auto", notes the axes of what differs between lanes and no filter lists.
-
-        **Returns:**
-
-        Whether the call has to be made again, with these axes.
+        """With the policy "auto", notes the axes of what differs between lanes and no filter lists,
+        and says whether the call has to be made again, with these.
         """
         if self.unexpected_out_state_mapping != "auto":
             return False
@@ -301,7 +281,9 @@ class StatefulMapping:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        return mapping_of(functools.partial(self.__wrapped__, instance), self._make, self._options)
+        bound = functools.partial(self.__wrapped__, instance)
+        make = lambda: mapping_of(bound, self._make, self._options)
+        return of_instance(self._methods, instance, make)
 
     def __reduce__(self) -> Any:  # without what is compiled
         return by_name(self) or (mapping_of, (self.__wrapped__, self._make, self._options))
@@ -320,11 +302,8 @@ def mapping_of(fun: Callable, make: Callable, options: dict[str, Any]) -> Statef
 
 
 def _lane_of(fun: Callable, reads: set[Any]) -> Callable:
-    """The function from a context to a context.
-
-    **Arguments:**
-
-    - `reads`: where it is noted which cells are read before they are written.
+    """The function from a context to a context. `reads` gets the cells that it reads before it
+    writes them.
     """
 
     def lane(states: States, *args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from ..._filters import Everything
 from .._catch import catch_new_states
 from .._errors import BatchAxisError
 from .._frames import Unbatched
-from ._jit import left_out
+from ._arguments import left_out
 from ._loops import scan
 from ._maps import pmap2, vmap2
 from ._prepared import parse_axes
@@ -95,11 +95,11 @@ def vmap_new_states(
     names = {"axis_name": axis_name, "axis_size": axis_size, "spmd_axis_name": spmd_axis_name}
     make = functools.partial(vmap2, in_axes=in_axes, **names)
 
+    @functools.wraps(fun, updated=())
     def mapped(*args: Any, **kwargs: Any) -> Any:
         call = functools.partial(fun, **kwargs)
         return _in_lanes(call, args, make, out_axes, state_tag, state_to_exclude, None)[0]
 
-    mapped.__wrapped__ = fun  # pyright: ignore
     return mapped
 
 

@@ -8,12 +8,8 @@ class _Default:
 
 
 def set_default_policy(policy: str) -> None:
-    """What `unexpected_out_state_mapping` is where it is not given: `"raise"`, as the documents
-    say, or `"auto"`, as in brainstate from version 0.4.
-
-    **Arguments:**
-
-    - `policy`: see [`statemap.compat.transform.vmap2`][].
+    """What `unexpected_out_state_mapping` of [`statemap.compat.transform.vmap2`][] is where it is
+    not given: `"raise"`, as the documents say, or `"auto"`, as in brainstate from version 0.4.
     """
     _Default.policy = check_policy(policy)
 

@@ -17,6 +17,7 @@ from ..._slots import Slots
 from ..._state import RandomState as _RandomKind, State as _CoreState
 from .._frames import peek, read, Stream, take_turn, trace_state
 from .._lift import Lifted
+from ..random._keys import is_typed
 from ..util.filter import to_predicate
 
 
@@ -29,18 +30,11 @@ class _Kind(_CoreState):
 
 @functools.cache
 def kind_of(cls: type, is_free: bool) -> type[_CoreState]:
-    """**Arguments:**
-
-    - `is_free`: whether a lane may give a value of any shape back.
-    """
+    """With `is_free` a lane may give a value of any shape back."""
     if issubclass(cls, Stream):
         return _RandomKind
     fixed = {"fixed_shape": None} if is_free else {}
     return type(cls.__name__, (_Kind,), {"__module__": cls.__module__, **fixed})
-
-
-def is_typed(key: Any) -> bool:
-    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
 def encode(cell: Any, value: Any) -> Any:

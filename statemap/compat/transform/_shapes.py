@@ -7,9 +7,9 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .._frames import Frame, in_turn, local, trace_state, write_all
+from .._frames import Frame, in_turn, write_all
 from .._lift import capture, read_all, run
-from ._missing import left_out, MISSING
+from ._arguments import counted, left_out, MISSING
 
 
 def eval_shape(f: Callable, *args: Any, return_state_shapes: bool = False, **kwargs: Any) -> Any:
@@ -37,7 +37,8 @@ def eval_shape(f: Callable, *args: Any, return_state_shapes: bool = False, **kwa
     arrays, made, used = jax.eval_shape(pure, args, kwargs)
     frame = frames[-1]
     for cell, value in zip(frame.created, made):
-        cell._level, cell._trace, cell._held = len(local.frames), trace_state(), value
+        cell._held = value
+        cell._born()  # now: not in the frame
     out = jax.tree.unflatten(treedefs[-1], [v for _, v in sorted({**arrays, **others}.items())])
     cells = {**frame.read, **frame.written}
     return (dict(zip(cells, used)), out) if return_state_shapes else out
@@ -53,7 +54,7 @@ def checkpoint(
 ) -> Callable:  # fmt: skip
     """[brainstate's `checkpoint`](https://brainstate.readthedocs.io)."""
     options: dict[str, Any] = {"policy": policy, "static_argnums": static_argnums}
-    if fun is None or left_out(fun):
+    if left_out(fun):
         return lambda f: checkpoint(f, prevent_cse=prevent_cse, **options)
 
     @functools.wraps(fun, updated=())
@@ -98,8 +99,7 @@ def shard_map(
         else:
             of_args = tuple(in_specs)
         if len(of_args) != len(args):
-            are = "is 1 argument" if len(args) == 1 else f"are {len(args)} arguments"
-            raise ValueError(f"`in_specs` has {len(of_args)} entries, and there {are}.")
+            raise ValueError(f"`in_specs` has {len(of_args)} entries, and there {counted(args)}.")
         program = capture(fun, args, kwargs, axis_env=tuple(mesh.shape.items()))
         of_cells = [spec(cell, state_in_specs) for cell in program.cells]
 
