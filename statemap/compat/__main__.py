@@ -27,7 +27,12 @@ def main() -> None:
     parser.add_argument("target", metavar="TARGET", help="a script, or with -m a module")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="its arguments")
     given = parser.parse_args()
-    install(layers=given.layers)
+    try:
+        install(layers=given.layers)
+    except ModuleNotFoundError:  # which brainstate itself wants
+        raise
+    except ImportError as error:
+        parser.error(str(error))
     if given.policy is not None:
         try:
             transform.set_default_policy(given.policy)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import types
 
 import brainstate
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 import statemap as sm
 from statemap import bridge, compat
-from statemap.compat import _frames
+from statemap.compat import __main__, _frames
 
 
 def present():
@@ -64,6 +65,28 @@ def test_without_brainstate(monkeypatch):
     monkeypatch.setitem(sys.modules, "brainstate", None)
     with pytest.raises(ImportError, match=r"none is installed: `pip install 'statemap\[brainstate"):
         compat.install(layers="brainstate")
+
+
+def test_the_command_without_brainstate(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "brainstate", None)
+    monkeypatch.setattr(sys, "argv", ["statemap.compat", "--layers", "brainstate", "script.py"])
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main()
+    assert "pip install 'statemap[brainstate]'" in capsys.readouterr().err
+
+
+def test_what_another_package_has_is_not_asked(monkeypatch):
+    class Asked:
+        def __getattribute__(self, name):
+            raise AssertionError(name)
+
+    module = types.ModuleType("other")
+    module.deprecated, module.jit = Asked(), brainstate.transform.jit
+    monkeypatch.setitem(sys.modules, "other", module)
+    compat.install(layers="brainstate")
+    assert module.jit is compat.transform.jit
+    compat.uninstall()
+    assert module.jit is brainstate.transform.jit is not compat.transform.jit
 
 
 def test_what_a_version_lacks(monkeypatch):

@@ -62,16 +62,21 @@ class Patches:
                 for key, value in list(vars(module).items()):
                     if _is_in(others, value):
                         self.set(module, key, others[id(value)][1])
-                    elif getattr(value, "__module__", None) == name:
-                        self._replace_in(value, others)
+                    else:
+                        self._replace_in(value, name, others)
 
-    def _replace_in(self, x: Any, others: dict[int, tuple[Any, Any]]) -> None:
+    def _replace_in(self, x: Any, module: str, others: dict[int, tuple[Any, Any]]) -> None:
+        # `isinstance` and `getattr` would ask a deprecated object, which warns.
+        if not issubclass(type(x), types.FunctionType | type):
+            return
+        if getattr(x, "__module__", None) != module:
+            return
         if isinstance(x, types.FunctionType):
             defaults = x.__defaults__ or ()
             if any(_is_in(others, value) for value in defaults):
                 new = (others[id(v)][1] if _is_in(others, v) else v for v in defaults)
                 self.set(x, "__defaults__", tuple(new))
-        elif isinstance(x, type):
+        else:
             for key, value in list(vars(x).items()):
                 if _is_in(others, value):
                     self.set(x, key, others[id(value)][1])
