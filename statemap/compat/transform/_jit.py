@@ -23,6 +23,7 @@ from .._lift import (
     run_closed,
     split_static,
 )
+from ._function import StatefulFunction
 
 
 class _Missing:
@@ -72,6 +73,12 @@ class JittedFunction:
         jitted = jax.jit(call, static_argnums=nums_of_call, static_argnames=names, **self._options)
         # What belongs together changes at once, for other threads.
         self._made: tuple[Any, Lifted | None] = jitted, None
+
+    @functools.cached_property
+    def stateful_fun(self) -> StatefulFunction:
+        """The same function, to look at its jaxpr and its cells; it is traced apart."""
+        nums, names = self.static_argnums, self.static_argnames
+        return StatefulFunction(self.origin_fun, nums, names, name="jit")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if jax.config.jax_disable_jit:  # pyright: ignore
