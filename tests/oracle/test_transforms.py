@@ -37,6 +37,22 @@ def test_jit(bst):
 
 
 @same
+def test_stateful_function_of_jit(bst):
+    total = bst.State(jnp.array(0.0))
+
+    @bst.transform.jit(static_argnums=1)
+    def add(x, n):
+        total.value = total.value + x * n
+
+    add(1.0, 2)
+    function = add.stateful_fun
+    function.make_jaxpr(1.0, 3)
+    states, jaxpr = function.get_states(1.0, 3), function.get_jaxpr(1.0, 3)
+    assert len(states) == 1 and states[0] is total and add.stateful_fun is function
+    return total.value, len(jaxpr.jaxpr.invars), [function.static_argnums]
+
+
+@same
 def test_jit_of_states_made_anew(bst):
     class Net(bst.nn.Module):
         def __init__(self):

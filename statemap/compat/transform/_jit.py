@@ -15,6 +15,7 @@ from ..._signature import Static
 from .._frames import end_turn, Frame, in_turn, local, write_all
 from .._lift import arrays_of, calls, capture, Late, Lifted, read_all, refuse_cells, run_closed
 from ._arguments import from_start, left_out, names_of, split_static
+from ._function import StatefulFunction
 
 
 class JittedFunction:
@@ -48,6 +49,12 @@ class JittedFunction:
         jitted = jax.jit(call, static_argnums=nums_of_call, static_argnames=names, **self._options)
         # What belongs together changes at once, for other threads.
         self._made: tuple[Any, Lifted | None] = jitted, None
+
+    @functools.cached_property
+    def stateful_fun(self) -> StatefulFunction:
+        """The same function, to look at its jaxpr and its cells; it is traced apart."""
+        nums, names = self.static_argnums, self.static_argnames
+        return StatefulFunction(self.origin_fun, nums, names, name="jit")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if jax.config.jax_disable_jit:  # pyright: ignore
