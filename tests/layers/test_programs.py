@@ -1,5 +1,6 @@
 """Programs of brainstate's layers, on brainstate alone and on the shim: equal numbers."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -212,3 +213,22 @@ def forward_gradient(bs):
         return None
     weight = bs.ParamState(jnp.array([1.0, 2.0]))
     return bs.transform.fwd_grad(lambda: (weight.value**2).sum(), weight)()
+
+
+def test_bars_are_those_of_brainstate(layers, monkeypatch, capsys):
+    monkeypatch.setattr(layers.transform._progress_bar, "tqdm_installed", False)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    total = layers.State(jnp.zeros(()))
+
+    def step(x):
+        total.value = total.value + x
+        return x
+
+    describe = lambda data: {"i": data["i"], "total": total.value}
+    described = layers.transform.ProgressBar(freq=2, desc=("at {i}: {total}", describe))
+    for bar in (described, 2):
+        total.value = jnp.zeros(())
+        assert layers.transform.for_loop(step, jnp.ones(4), pbar=bar).tolist() == [1.0] * 4
+        jax.effects_barrier()
+        assert total.value == 4
+        assert "4/4" in capsys.readouterr().err
