@@ -232,3 +232,20 @@ def test_bars_are_those_of_brainstate(layers, monkeypatch, capsys):
         jax.effects_barrier()
         assert total.value == 4
         assert "4/4" in capsys.readouterr().err
+
+
+def test_what_sets_a_setting_does_not_read_all(layers):
+    runs = []
+
+    @layers.transform.jit
+    def step(i):
+        runs.append(i)
+        with layers.environ.context(i=i, t=i * layers.environ.get("dt")):
+            return layers.environ.get("t")
+
+    for i in range(3):
+        with layers.environ.context(i=i, t=-1.0, dt=0.5):
+            assert step(float(i)) == 0.5 * i
+    assert len(runs) == 1
+    with layers.environ.context(dt=2.0):
+        assert step(3.0) == 6.0 and len(runs) == 2
