@@ -126,7 +126,7 @@ def capture(
     constants of the jaxpr, and nothing is looked for beforehand. `axis_env` are names and sizes of
     axes, for collectives.
     """
-    cells = reachable(Discovery(fn)) if closed else []
+    cells = reachable(Discovery(fn), shapes=True) if closed else []
     values = [peek(cell) for cell in cells]
     refuse_cells((args, kwargs))
     named = {} if axis_env is None else {"axis_env": axis_env}
@@ -144,7 +144,7 @@ def capture(
         if not (closed and frame.late):
             return _prune(cells, values, traced, shape, frame, settings)
         cells = cells + frame.late
-        values = [arrays_of(cell) for cell in cells]
+        values = [arrays_of(cell, shapes=True) for cell in cells]
 
 
 def _prune(
@@ -174,20 +174,23 @@ def _prune(
     )
 
 
-def reachable(discovery: Discovery) -> list[Any]:
-    """The cells that were found and whose values can be inputs: arrays."""
+def reachable(discovery: Discovery, *, shapes: bool = False) -> list[Any]:
+    """The cells that were found and whose values can be inputs: arrays. For a program that is only
+    traced, with `shapes`, a `jax.ShapeDtypeStruct` will do.
+    """
     cells = dict.fromkeys([*discovery.paths, *streams])
-    return [c for c in cells if c._level <= len(local.frames) and _holds_arrays(peek(c))]
+    return [c for c in cells if c._level <= len(local.frames) and _holds_arrays(peek(c), shapes)]
 
 
-def _holds_arrays(value: Any) -> bool:
-    return value is not DEAD and all(isinstance(x, _ARRAYS) for x in jax.tree.leaves(value))
+def _holds_arrays(value: Any, shapes: bool) -> bool:
+    kinds = (*_ARRAYS, jax.ShapeDtypeStruct) if shapes else _ARRAYS
+    return value is not DEAD and all(isinstance(x, kinds) for x in jax.tree.leaves(value))
 
 
-def arrays_of(cell: Any) -> Any:
+def arrays_of(cell: Any, *, shapes: bool = False) -> Any:
     """The value of a cell as an input of a program; a `TypeError` if that is no array."""
     value = peek(cell)
-    if value is not DEAD and not _holds_arrays(value):
+    if value is not DEAD and not _holds_arrays(value, shapes):
         raise TypeError(
             f"This {cell.label} is used under a transform and holds {value!r}. Cells that are used "
             "there hold arrays and numbers; keep what is none in an attribute."

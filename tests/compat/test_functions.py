@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from statemap.compat import environ, State, transform
+from statemap.compat import environ, nn, ParamState, ShortTermState, State, transform
 
 
 COUNT = State(jnp.zeros(2))
@@ -230,3 +230,38 @@ def test_what_was_traced_is_for_the_settings_that_were_read():
         assert function.get_cache_stats()["compilation_cache"]["misses"] == misses + 1
     finally:
         environ.reset()
+
+
+def test_a_model_of_shapes_is_traced():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = ParamState(jnp.ones((3, 2)))
+            self.seen = ShortTermState(jnp.zeros(2))
+
+        def update(self, x):
+            self.seen.value = self.seen.value + x @ self.weight.value
+            return self.seen.value
+
+    model, x = transform.eval_shape(Model), jnp.ones(3)
+    assert transform.eval_shape(lambda: model.weight.value).shape == (3, 2)
+    assert transform.eval_shape(model, x).shape == (2,)
+    jitted = transform.jit(model)
+    assert jitted.eval_shape(x).shape == (2,)
+    assert jitted.lower(x).compile() is not None
+    assert isinstance(model.seen.value, jax.ShapeDtypeStruct)
+    with pytest.raises(TypeError, match="holds ShapeDtypeStruct"):
+        transform.jit(model)(x)
+    model.weight.value, model.seen.value = jnp.ones((3, 2)), jnp.zeros(2)
+    assert jitted(x).tolist() == [3.0, 3.0]
+
+
+def test_what_is_jitted_can_be_looked_into(cells, function):
+    jitted = transform.jit(function)
+    out = jitted(1.0, 2.0)
+    found = jitted.stateful_fun.get_states(1.0, 2.0)
+    assert set(found) == set(cells)
+    values = [cell.value for cell in found]
+    assert jitted.stateful_fun.jaxpr_call(values, 1.0, 2.0)[1] == out
+    made = transform.make_jaxpr(count)
+    assert made.__name__ == made.__qualname__ == "make_jaxpr(count)"

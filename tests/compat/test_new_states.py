@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from statemap import compat
-from statemap.compat import nn, NonBatchState, ParamState, random, ShortTermState, State, transform
+from statemap.compat import (
+    nn,
+    NonBatchState,
+    ParamState,
+    random,
+    ShortTermState,
+    State,
+    TraceContextError,
+    transform,
+)
 from statemap.compat._frames import Cell as AnyCell, read, Unbatched, write
 
 
@@ -134,6 +143,39 @@ def test_the_function_may_be_left_out_as_brainstate_does():
         made = []
         decorate(lambda x: made.append(State(x)))(jnp.arange(3.0))
         assert made[0].value.tolist() == [0, 1, 2] and made[0].tag == {"t"}
+
+
+def test_new_cells_of_what_is_no_module():
+    class Plain:
+        def init_all_states(self, fails=False):
+            self.w = ParamState(random.normal(size=2))
+            assert not fails, "on purpose"
+
+    plain = Plain()
+    transform.vmap2_new_states(plain, {}, axis_size=3)
+    before = plain.w
+    assert before.value.shape == (3, 2)
+    with pytest.raises(AssertionError, match="on purpose"):
+        transform.vmap2_new_states(plain, {"fails": True}, axis_size=3)
+    assert plain.w is before
+
+
+def test_new_cells_that_are_excluded_have_no_lanes():
+    made = []
+
+    def make(x):
+        made[:] = ShortTermState(jnp.arange(2.0)), ParamState(x + jnp.arange(2.0))
+        return made[1].value
+
+    kept = lambda path, cell: isinstance(cell, ShortTermState)
+    out = transform.vmap_new_states(make, state_to_exclude=kept)(jnp.arange(3.0))
+    shared, lanes = made
+    assert shared.value.tolist() == [0, 1] and (lanes.value == out).all() and out.shape == (3, 2)
+    # Where lanes give one values of their own, there is none that it could have.
+    transform.vmap_new_states(make, state_to_exclude=ParamState)(jnp.arange(3.0))
+    assert made[0].value.shape == (3, 2)
+    with pytest.raises(TraceContextError, match="its value is gone"):
+        made[1].value
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 10])

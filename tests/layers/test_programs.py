@@ -1,5 +1,6 @@
 """Programs of brainstate's layers, on brainstate alone and on the shim: equal numbers."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -212,3 +213,39 @@ def forward_gradient(bs):
         return None
     weight = bs.ParamState(jnp.array([1.0, 2.0]))
     return bs.transform.fwd_grad(lambda: (weight.value**2).sum(), weight)()
+
+
+def test_bars_are_those_of_brainstate(layers, monkeypatch, capsys):
+    monkeypatch.setattr(layers.transform._progress_bar, "tqdm_installed", False)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    total = layers.State(jnp.zeros(()))
+
+    def step(x):
+        total.value = total.value + x
+        return x
+
+    describe = lambda data: {"i": data["i"], "total": total.value}
+    described = layers.transform.ProgressBar(freq=2, desc=("at {i}: {total}", describe))
+    for bar in (described, 2):
+        total.value = jnp.zeros(())
+        assert layers.transform.for_loop(step, jnp.ones(4), pbar=bar).tolist() == [1.0] * 4
+        jax.effects_barrier()
+        assert total.value == 4
+        assert "4/4" in capsys.readouterr().err
+
+
+def test_what_sets_a_setting_does_not_read_all(layers):
+    runs = []
+
+    @layers.transform.jit
+    def step(i):
+        runs.append(i)
+        with layers.environ.context(i=i, t=i * layers.environ.get("dt")):
+            return layers.environ.get("t")
+
+    for i in range(3):
+        with layers.environ.context(i=i, t=-1.0, dt=0.5):
+            assert step(float(i)) == 0.5 * i
+    assert len(runs) == 1
+    with layers.environ.context(dt=2.0):
+        assert step(3.0) == 6.0 and len(runs) == 2

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import transform
 from .._errors import BatchAxisError, TraceContextError
+from ..transform import _progress
 from ..transform._policy import _Default
 from ._modules import over
 from ._patches import Patches
@@ -35,8 +36,9 @@ def install() -> None:
     try:
         _private.cells(patches)
         bs = _private.bs
-        ours = {**_shared(bs.transform, vars(transform)), **_shared(bs.nn, over(bs.nn))}
+        ours = {**_shared(bs.transform, _engine()), **_shared(bs.nn, over(bs.nn))}
         patches.replace(ours, "statemap")
+        patches.set(_progress, "ProgressBar", bs.transform.ProgressBar)  # which needs no tqdm
         for own, theirs in _private.errors(BatchAxisError, TraceContextError):
             patches.add_base(own, theirs)
         before = _Default.policy
@@ -52,6 +54,10 @@ def uninstall() -> None:
     """brainstate is what it was."""
     while _installed:
         _installed.pop().undo()
+
+
+def _engine() -> dict[str, Any]:
+    return {name: x for name, x in vars(transform).items() if name != "ProgressBar"}
 
 
 def _shared(theirs: Any, ours: Mapping[str, Any]) -> dict[int, tuple[Any, Any]]:

@@ -270,5 +270,5 @@ def make_jaxpr(
             return jaxpr, cells, function.get_out_shapes(*args, **kwargs)[0]
         return jaxpr, cells
 
-    make.__name__ = f"make_jaxpr({getattr(fun, '__name__', fun)})"
+    make.__name__ = make.__qualname__ = f"make_jaxpr({getattr(fun, '__name__', fun)})"
     return make

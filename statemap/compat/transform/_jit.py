@@ -102,7 +102,7 @@ class JittedFunction:
             nums, names = self.static_argnums, self.static_argnames
             dynamic, named, bound = split_static(self.origin_fun, nums, names, args, kwargs)
             program = capture(bound, dynamic, named)
-            jitted, lifted = self._use(program.cells, program.settings)
+            jitted, lifted = self._use(program.cells, program.settings, method)
         while True:
             cells, settings = lifted.used, lifted.settings
             own = program if program and program.cells == cells else None
@@ -112,14 +112,14 @@ class JittedFunction:
                 values = read_all(cells, streams=lifted.draws)
                 return cells, getattr(jitted, method)(key, values, *args, **kwargs)
             except Late as late:
-                jitted, lifted = self._use(late.cells, late.settings)
+                jitted, lifted = self._use(late.cells, late.settings, method)
             finally:
                 calls.stack.pop()
 
-    def _use(self, cells: Iterable[Any], settings: Read) -> tuple[Any, Lifted]:
+    def _use(self, cells: Iterable[Any], settings: Read, method: str) -> tuple[Any, Lifted]:
         """From now on the function is called with these cells, too, and for these settings."""
         for cell in cells:
-            arrays_of(cell)
+            arrays_of(cell, shapes=method != "__call__")
         with self._lock:  # what other threads have found stays, in its order
             jitted, known = self._made
             if known is not None:

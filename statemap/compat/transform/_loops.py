@@ -13,7 +13,7 @@ import numpy as np
 
 from .._frames import in_turn, local, outer_value, read, write_all
 from .._lift import capture, check_carry, Program, read_all
-from ._progress import ProgressBar, with_progress
+from ._progress import with_progress
 
 
 class _Threaded:
@@ -94,7 +94,7 @@ def _in_python(*known: Any) -> bool:
 
 def scan(
     f: Callable, init: Any, xs: Any, length: int | None = None, reverse: bool = False,
-    unroll: int | bool = 1, pbar: ProgressBar | int | None = None,
+    unroll: int | bool = 1, pbar: Any = None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """[brainstate's `scan`](https://brainstate.readthedocs.io)."""
     loop = partial(jax.lax.scan, reverse=reverse, unroll=unroll)
@@ -103,7 +103,7 @@ def scan(
 
 def checkpointed_scan(
     f: Callable, init: Any, xs: Any, length: int | None = None, base: int = 16,
-    pbar: ProgressBar | int | None = None,
+    pbar: Any = None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """[brainstate's `checkpointed_scan`](https://brainstate.readthedocs.io)."""
     loop = partial(_checkpointed, base=_checked_base(base))
@@ -112,7 +112,7 @@ def checkpointed_scan(
 
 def for_loop(
     f: Callable, *xs: Any, length: int | None = None, reverse: bool = False,
-    unroll: int | bool = 1, pbar: ProgressBar | int | None = None,
+    unroll: int | bool = 1, pbar: Any = None,
 ) -> Any:  # fmt: skip
     """[brainstate's `for_loop`](https://brainstate.readthedocs.io), over the rows of `xs`."""
     loop = partial(jax.lax.scan, reverse=reverse, unroll=unroll)
@@ -121,7 +121,7 @@ def for_loop(
 
 def checkpointed_for_loop(
     f: Callable, *xs: Any, length: int | None = None, base: int = 16,
-    pbar: ProgressBar | int | None = None,
+    pbar: Any = None,
 ) -> Any:  # fmt: skip
     """[brainstate's `checkpointed_for_loop`](https://brainstate.readthedocs.io)."""
     loop = partial(_checkpointed, base=_checked_base(base))

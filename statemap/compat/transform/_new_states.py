@@ -13,7 +13,7 @@ from ..._axes import move_axis, normalise
 from ..._filters import Everything
 from .._catch import catch_new_states
 from .._errors import BatchAxisError
-from .._frames import Unbatched
+from .._frames import DEAD, peek, Unbatched
 from ._arguments import left_out
 from ._loops import scan
 from ._maps import pmap2, vmap2
@@ -59,7 +59,8 @@ def pmap2_new_states(
 def _of_module(
     module: Any, kwargs: Any, tag: Any, axis_size: Any, axes: Any, mapping: Any
 ) -> dict[Any, list[Any]]:
-    attributes = [(node, dict(vars(node))) for node in module.nodes().values()]
+    nodes = module.nodes().values() if hasattr(module, "nodes") else [module]
+    attributes = [(node, dict(vars(node))) for node in nodes]
     make = functools.partial(mapping, in_axes=None, axis_size=axis_size)
 
     def init() -> None:
@@ -80,7 +81,8 @@ def vmap_new_states(
     state_to_exclude: Any = None, in_states: Any = None, out_states: Any = None,
 ) -> Any:  # fmt: skip
     """Maps a function that makes cells: they come to hold a value for each lane, on axis 0.
-    Those that `state_to_exclude` matches are left out, and are gone with the call.
+    Those that `state_to_exclude` matches have no lanes; one to which lanes give values of their own
+    is gone with the call.
     """
     given = {k: v for k, v in locals().items() if k != "fun"}
     if in_states is not None or out_states is not None:
@@ -104,16 +106,21 @@ def vmap_new_states(
 
 
 def _in_lanes(
-    fun: Callable, args: tuple, mapping: Any, out_axes: Any, tag: Any, exclude: Any, axes: Any
-) -> tuple[Any, dict[Any, list[Any]]]:
-    """Runs a function in lanes, and gives the cells that it makes the values of all lanes."""
+    fun: Callable, args: tuple, mapping: Any, out_axes: Any, tag: Any, exclude: Any, axes: Any,
+    keep: bool = True,
+) -> tuple[Any, dict[Any, list[Any]]]:  # fmt: skip
+    """Runs a function in lanes, and gives the cells that it makes the values of all lanes. With
+    `keep` those that are excluded have no lanes; else they are gone.
+    """
     predicates = parse_axes(axes, "state_out_axes")
     made: list[tuple[Any, Any]] = []  # each cell with its axis
 
     def lane(*args: Any) -> Any:
-        with catch_new_states(tag, exclude) as catcher:
+        with catch_new_states() as every, catch_new_states(tag, exclude) as catcher:
             out = fun(*args)
+        excluded = [c for c in every if keep and c not in catcher and peek(c) is not DEAD]
         made[:] = [(cell, _axis(cell, predicates)) for cell in catcher]
+        made.extend((cell, None) for cell in excluded)
         values = [(axis, jax.tree.map(jnp.asarray, cell.value)) for cell, axis in made]
         lanes = [value for axis, value in values if axis is not None]
         return out, lanes, [value for axis, value in values if axis is None]
@@ -123,6 +130,8 @@ def _in_lanes(
     except ValueError as error:
         if isinstance(error, BatchAxisError) or "differs between lanes" not in str(error):
             raise
+        if keep and exclude is not None:
+            return _in_lanes(fun, args, mapping, out_axes, tag, exclude, axes, keep=False)
         raise BatchAxisError(
             "A new cell that has no lanes (a NonBatchState, or one listed under None) gets a value "
             "that differs between them."

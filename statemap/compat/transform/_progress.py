@@ -35,45 +35,58 @@ class ProgressBar:
         self.desc = desc
         self.kwargs = {k: v for k, v in kwargs.items() if k not in _OURS}
 
+    def init(self, n: int) -> Callable[..., None]:
+        """What a loop of `n` steps calls with the number of each, and by name with what `desc`
+        may show.
+        """
+        try:
+            tqdm = importlib.import_module("tqdm").tqdm
+        except ImportError:
+            raise ImportError("`pbar` draws with tqdm: pip install tqdm.") from None
+        freq = self.print_freq or max(n // (self.print_count or 20), 1)
+        text, fill = self.desc if isinstance(self.desc, (tuple, list)) else (self.desc, None)
+        bars: list[Any] = []
+
+        def show(i: Any, shown: dict[str, Any]) -> None:
+            if i == 0:
+                bars[:] = [tqdm(total=n, **self.kwargs)]
+            if text is not None:
+                bars[0].set_description(text.format(**shown) if fill else text)
+            done = int(i) + 1
+            if done % freq == 0 or done == n:
+                bars[0].update(done - bars[0].n)
+            if done == n:
+                bars.pop().close()
+
+        def run(i: Any, **data: Any) -> None:
+            shown = fill({"i": i, **data}) if fill else {}
+            if not isinstance(shown, dict):
+                raise TypeError(f"The function in `desc` returns a dictionary, not {shown!r}.")
+            shown = {k: v.value if is_cell(v) else v for k, v in shown.items()}
+            now = (i == 0) | ((i + 1) % freq == 0) | (i == n - 1)
+            tell = lambda: jax.debug.callback(show, i, shown, ordered=True)
+            jax.lax.cond(now, tell, lambda: None)
+
+        return run
+
 
 _OURS = ("total", "mininterval", "maxinterval", "miniters")  # of tqdm's arguments
 
 
-def with_progress(body: Callable, pbar: ProgressBar | int, steps: int) -> Callable:
-    """The body of a scan that updates a bar. It carries the number of the step as well."""
-    if isinstance(pbar, int) and not isinstance(pbar, bool):
-        pbar = ProgressBar(freq=pbar)
-    if not isinstance(pbar, ProgressBar):
+def with_progress(body: Callable, pbar: Any, steps: int) -> Callable:
+    """The body of a scan that updates a bar, ours or brainstate's. It carries the number of the
+    step as well.
+    """
+    is_number = isinstance(pbar, int) and not isinstance(pbar, bool)
+    init = getattr(ProgressBar(freq=pbar) if is_number else pbar, "init", None)
+    if init is None:
         raise TypeError(f"`pbar` is a ProgressBar or a number of steps, not {pbar!r}.")
-    try:
-        tqdm = importlib.import_module("tqdm").tqdm
-    except ImportError:
-        raise ImportError("`pbar` draws with tqdm: pip install tqdm.") from None
-    freq = pbar.print_freq or max(steps // (pbar.print_count or 20), 1)
-    text, fill = pbar.desc if isinstance(pbar.desc, (tuple, list)) else (pbar.desc, None)
-    bars: list[Any] = []
-
-    def show(i: Any, shown: dict[str, Any]) -> None:
-        if i == 0:
-            bars[:] = [tqdm(total=steps, **pbar.kwargs)]
-        if text is not None:
-            bars[0].set_description(text.format(**shown) if fill else text)
-        done = int(i) + 1
-        if done % freq == 0 or done == steps:
-            bars[0].update(done - bars[0].n)
-        if done == steps:
-            bars.pop().close()
+    show = init(steps)
 
     def counted(carry: tuple[Any, Any], x: Any) -> tuple[Any, Any]:
         i, carry = carry
         carry, y = body(carry, x)
-        shown = fill({"i": i, "carry": carry, "y": y}) if fill else {}
-        if not isinstance(shown, dict):
-            raise TypeError(f"The function in `desc` returns a dictionary, not {shown!r}.")
-        shown = {k: v.value if is_cell(v) else v for k, v in shown.items()}
-        now = (i == 0) | ((i + 1) % freq == 0) | (i == steps - 1)
-        tell = lambda: jax.debug.callback(show, i, shown, ordered=True)
-        jax.lax.cond(now, tell, lambda: None)
+        show(i, carry=carry, y=y)
         return (i + 1, carry), y
 
     return counted

@@ -7,21 +7,24 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .._frames import Frame, in_turn, write_all
+from .._discover import Discovery
+from .._frames import Frame, in_turn, peek, write_all
 from .._lift import capture, read_all, run
 from ._arguments import counted, left_out, MISSING
 
 
 def eval_shape(f: Callable, *args: Any, return_state_shapes: bool = False, **kwargs: Any) -> Any:
     """[brainstate's `eval_shape`](https://brainstate.readthedocs.io). Cells that are made hold
-    `jax.ShapeDtypeStruct`s, so that `eval_shape(Model)` gives a model without numbers.
+    `jax.ShapeDtypeStruct`s, so that `eval_shape(Model)` gives a model without numbers, of which
+    `eval_shape(model, x)` and `jit(model).lower(x)` can be asked for.
     """
     frames: list[Frame] = []
     others: dict[int, Any] = {}
     treedefs: list[Any] = []
+    shapes = [cell for cell in Discovery(f).paths if _is_shape(peek(cell))]
 
-    def pure(args: Any, kwargs: Any) -> Any:
-        frames.append(frame := Frame())
+    def pure(args: Any, kwargs: Any, values: Any) -> Any:
+        frames.append(frame := Frame(shapes, values))
 
         def call() -> Any:
             return jax.tree.flatten(f(*args, **kwargs)), [c.value for c in frame.created]
@@ -34,7 +37,7 @@ def eval_shape(f: Callable, *args: Any, return_state_shapes: bool = False, **kwa
         frame.release()
         return arrays, made, list(values.values())
 
-    arrays, made, used = jax.eval_shape(pure, args, kwargs)
+    arrays, made, used = jax.eval_shape(pure, args, kwargs, list(map(peek, shapes)))
     frame = frames[-1]
     for cell, value in zip(frame.created, made):
         cell._held = value
@@ -42,6 +45,10 @@ def eval_shape(f: Callable, *args: Any, return_state_shapes: bool = False, **kwa
     out = jax.tree.unflatten(treedefs[-1], [v for _, v in sorted({**arrays, **others}.items())])
     cells = {**frame.read, **frame.written}
     return (dict(zip(cells, used)), out) if return_state_shapes else out
+
+
+def _is_shape(value: Any) -> bool:
+    return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(value))
 
 
 def _is_output(x: Any) -> bool:
