@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import transform
 from .._errors import BatchAxisError, TraceContextError
+from ..transform import _gradient
 from ..transform._policy import _Default
 from ._modules import over
 from ._patches import Patches
@@ -41,6 +42,7 @@ def install() -> None:
         bs = _private.bs
         ours = {**_shared(bs.transform, vars(transform)), **_shared(bs.nn, over(bs.nn))}
         patches.replace(ours, "statemap")
+        patches.set(_gradient, "explain", getattr(bs.transform, "debug_nan_if", None))
         for own, theirs in _private.errors(BatchAxisError, TraceContextError):
             patches.add_base(own, theirs)
         before = _Default.policy
