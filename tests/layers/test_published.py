@@ -1,5 +1,7 @@
 """What published programs use, and what they print of it."""
 
+import sys
+
 import jax.numpy as jnp
 import pytest
 
@@ -60,3 +62,10 @@ def test_optimizations_of_a_jaxpr(both, passes):
 
     theirs, ours = both(program)
     assert theirs == ours
+
+
+def test_optimizations_without_brainstate(layers, monkeypatch):
+    make = layers.transform.StatefulFunction
+    monkeypatch.setitem(sys.modules, "brainstate.transform", None)
+    with pytest.raises(NotImplementedError, match="which is not installed"):
+        make(jnp.sin, ir_optimizations="cse")

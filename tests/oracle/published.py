@@ -28,9 +28,12 @@ from typing import Any
 
 RELATIVE = 1e-3
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.?\d*(?:e[-+]?\d+)?(?![\w.])", re.I)
-# What is printed of clocks, of memory and of addresses is never twice the same.
+# What is printed of clocks, of memory, of addresses and of the lines of a traceback is never twice
+# the same.
 TIMED = re.compile(
-    r"0x[0-9a-f]+|[^\n]*(?:\bms\b|seconds?|elapsed|time|it/s|speed|\d ?s\b)[^\n]*", re.I
+    r'0x[0-9a-f]+|File "[^\n]*|'
+    r"[^\n]*(?:\bms\b|seconds?|elapsed|time|it/s|speed|\d ?s\b)[^\n]*",
+    re.I,
 )
 
 

@@ -64,7 +64,7 @@ class StatefulFunction:
             raise TypeError(f"A StatefulFunction is made of a function, not {fun!r}.")
         passes = (ir_optimizations,) if isinstance(ir_optimizations, str) else ir_optimizations
         self._optimize = None if passes is None else _optimizer()
-        self.ir_optimizations = passes
+        self.ir_optimizations: Any = passes
         self.fun: Callable[..., Any] = fun
         self.__wrapped__: Callable[..., Any] = fun
         nums = (static_argnums,) if isinstance(static_argnums, int) else static_argnums
