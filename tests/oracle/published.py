@@ -31,7 +31,7 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.?\d*(?:e[-+]?\d+)?(?![\w.])", re.I)
 # What is printed of clocks, of memory, of addresses and of the lines of a traceback is never twice
 # the same.
 TIMED = re.compile(
-    r'0x[0-9a-f]+|File "[^\n]*|'
+    r'0x[0-9a-f]+|\d\d:\d\d:\d\d|File "[^\n]*|'
     r"[^\n]*(?:\bms\b|seconds?|elapsed|time|it/s|speed|\d ?s\b)[^\n]*",
     re.I,
 )
