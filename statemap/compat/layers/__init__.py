@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import transform
 from .._errors import BatchAxisError, TraceContextError
-from ..transform import _progress
+from ..transform import _gradient, _progress
 from ..transform._policy import _Default
 from ._modules import over
 from ._patches import Patches
@@ -39,6 +39,7 @@ def install() -> None:
         ours = {**_shared(bs.transform, _engine()), **_shared(bs.nn, over(bs.nn))}
         patches.replace(ours, "statemap")
         patches.set(_progress, "ProgressBar", bs.transform.ProgressBar)  # which needs no tqdm
+        patches.set(_gradient, "explain", getattr(bs.transform, "debug_nan_if", None))
         for own, theirs in _private.errors(BatchAxisError, TraceContextError):
             patches.add_base(own, theirs)
         before = _Default.policy

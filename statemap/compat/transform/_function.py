@@ -1,5 +1,6 @@
 """`StatefulFunction`: a function traced once for each signature, to look into."""
 
+import importlib
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -58,7 +59,8 @@ def _pair(look: Callable[[_Traced], Any]) -> tuple[Callable[..., Any], Callable[
 class StatefulFunction:
     """A function that uses cells as a jaxpr, from its arguments and the values of the cells:
     [brainstate's `StatefulFunction`](https://brainstate.readthedocs.io), all of whose methods there
-    are. `static_argnums` may count from the end. `ir_optimizations` are not supported.
+    are. `static_argnums` may count from the end. `ir_optimizations` are those of an installed
+    brainstate; XLA does the same, and more, when it compiles.
     """
 
     def __init__(
@@ -66,13 +68,11 @@ class StatefulFunction:
         static_argnames: str | Iterable[str] | None = (), axis_env: Any = None,
         name: str | None = None, return_only_write: bool = True, ir_optimizations: Any = None,
     ):  # fmt: skip
-        if ir_optimizations is not None:
-            raise NotImplementedError(
-                "`ir_optimizations` is not supported: XLA removes dead code and common "
-                "subexpressions, and folds constants, when it compiles the jaxpr."
-            )
         if not callable(fun):
             raise TypeError(f"A StatefulFunction is made of a function, not {fun!r}.")
+        passes = (ir_optimizations,) if isinstance(ir_optimizations, str) else ir_optimizations
+        self._optimize = None if passes is None else _optimizer()
+        self.ir_optimizations: Any = passes
         self.fun: Callable[..., Any] = fun
         self.__wrapped__: Callable[..., Any] = fun
         self.static_argnums: tuple[int, ...] = numbers_of(static_argnums)
@@ -203,6 +203,8 @@ class StatefulFunction:
         env = {} if self.axis_env is None else {"axis_env": self.axis_env}
         make = jax.make_jaxpr(flat, return_shape=True, **env)
         jaxpr, shapes = make(dynamic, named, [peek(cell) for cell in cells])
+        if self._optimize is not None:
+            jaxpr = self._optimize(jaxpr, optimizations=list(self.ir_optimizations))
         trace = StateTraceStack(self.name)
         trace.states.extend(cells)
         trace.been_writen.extend(cell in program.written for cell in cells)
@@ -225,10 +227,21 @@ class StatefulFunction:
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = self.static_argnums, self.static_argnames, self.axis_env, self.name
-        return StatefulFunction, (self.fun, *parts, self.return_only_write)
+        return StatefulFunction, (self.fun, *parts, self.return_only_write, self.ir_optimizations)
 
     def __repr__(self) -> str:
         return f"StatefulFunction({getattr(self.fun, '__name__', self.fun)})"
+
+
+def _optimizer() -> Callable[..., Any]:
+    try:
+        return importlib.import_module("brainstate.transform").optimize_jaxpr
+    except (ImportError, AttributeError):
+        raise NotImplementedError(
+            "`ir_optimizations` are those of brainstate, which is not installed. Leave them out: "
+            "XLA removes dead code and common subexpressions, and folds constants, when it "
+            "compiles the jaxpr."
+        ) from None
 
 
 def _check_values(found: _Traced, values: Sequence[Any]) -> None:

@@ -21,6 +21,10 @@ class _OfCells(eqx.Module):
     values: Sequence[Any]
 
 
+# What says where a NaN comes from: called with whether there is one, a function and its arguments.
+explain: Callable[..., None] | None = None
+
+
 class GradientTransform:
     """What [`statemap.compat.transform.grad`][] and its relatives return: a function with the
     arguments of `target`, as [brainstate's](https://brainstate.readthedocs.io). `transform` is such
@@ -62,9 +66,10 @@ class GradientTransform:
         pure, point, frames = self.at(args, kwargs)
         derive = self.transform(pure, argnums=self.positions, has_aux=True, **self.params)
         grads, (value, aux, new) = derive(*point)
+        written = tuple(frames[-1].written)
         if self.debug_nan:
-            self._check_finite(grads)
-        write_all(tuple(frames[-1].written), new)
+            self._check_finite(grads, derive, point)
+        write_all(written, new)
         outs = (self.arrange(grads), *[value] * self.return_value, *[aux] * self.has_aux)
         return outs if len(outs) > 1 else outs[0]
 
@@ -119,14 +124,17 @@ class GradientTransform:
                 "`grad_states` lists. For a derivative of zero: `check_states=False`."
             )
 
-    def _check_finite(self, grads: Any) -> None:
+    def _check_finite(self, grads: Any, derive: Callable, point: tuple) -> None:
         def refuse(bad: Any) -> None:
             if bad:
                 raise RuntimeError(f"The derivative of {self.target!r} is NaN or infinite.")
 
         arrays = [x for x in jax.tree.leaves(grads) if jnp.issubdtype(x.dtype, jnp.inexact)]
         bad = jnp.array([~jnp.isfinite(x).all() for x in arrays]).any()
-        if isinstance(bad, jax.core.Tracer):  # jitted, where it can only be known later
+        if explain is not None:
+            name = getattr(self.transform, "__name__", type(self.transform).__name__)
+            explain(bad, derive, *point, phase=name)
+        elif isinstance(bad, jax.core.Tracer):  # jitted, where it can only be known later
             jax.debug.callback(refuse, bad)
         else:
             refuse(bad)
