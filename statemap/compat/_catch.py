@@ -10,7 +10,7 @@ from ._frames import local, peek
 from .util.filter import Predicate, to_predicate
 
 
-class NewStateCatcher(list):
+class NewStateCatcher(list[Any]):
     """The cells that were made under [`statemap.compat.catch_new_states`][], in their order."""
 
     def __init__(self, state_tag: str | None = None, state_to_exclude: Any = None):

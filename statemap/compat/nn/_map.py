@@ -54,10 +54,14 @@ class MapBehaviour:
             raise ValueError(f"`behavior` is 'vmap' or 'pmap', not {behavior!r}.")
         self.init_map_size: int = operator.index(init_map_size)
         self.module: Any = module
-        self.state_tag, self.behavior = state_tag, behavior
-        self.in_axes, self.out_axes = in_axes, out_axes
-        self.axis_name, self.spmd_axis_name = axis_name, spmd_axis_name
-        self.call_state_axes, self.init_state_axes = call_state_axes, init_state_axes
+        self.state_tag: str | None = state_tag
+        self.behavior: str = behavior
+        self.in_axes: Any = in_axes
+        self.out_axes: Any = out_axes
+        self.axis_name: Hashable = axis_name
+        self.spmd_axis_name: Hashable = spmd_axis_name
+        self.call_state_axes: Any = call_state_axes
+        self.init_state_axes: Any = init_state_axes
 
     def init_all_states(self, **kwargs: Any) -> None:  # pyright: ignore
         """Makes the cells of all members, with these arguments of `module.init_all_states`."""

@@ -30,7 +30,7 @@ class VmapBehaviour:
         self.axis_name = axis_name
         self.axis_size = axis_size
         self.module = module
-        self.vmapped_fn = vmap2(
+        self.vmapped_fn: Any = vmap2(
             module,
             in_axes=in_axes,
             out_axes=out_axes,

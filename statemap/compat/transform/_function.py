@@ -119,6 +119,20 @@ class StatefulFunction:
                     raise
         return self
 
+    get_jaxpr: Callable[..., Any]
+    get_jaxpr_by_cache: Callable[..., Any]
+    get_out_shapes: Callable[..., Any]
+    get_out_shapes_by_cache: Callable[..., Any]
+    get_out_treedef: Callable[..., Any]
+    get_out_treedef_by_cache: Callable[..., Any]
+    get_state_trace: Callable[..., Any]
+    get_state_trace_by_cache: Callable[..., Any]
+    get_states: Callable[..., Any]
+    get_states_by_cache: Callable[..., Any]
+    get_read_states: Callable[..., Any]
+    get_read_states_by_cache: Callable[..., Any]
+    get_write_states: Callable[..., Any]
+    get_write_states_by_cache: Callable[..., Any]
     get_jaxpr, get_jaxpr_by_cache = _pair(lambda found: found.jaxpr)
     get_out_shapes, get_out_shapes_by_cache = _pair(lambda found: found.out_shapes)
     get_out_treedef, get_out_treedef_by_cache = _pair(lambda x: jax.tree.structure(x.out_shapes))

@@ -78,7 +78,9 @@ class GradientTransform:
         """Which of the two arguments of `pure` the derivative is with respect to."""
         return 1 if not self.cells else 0 if self.argnums is None else (0, 1)
 
-    def at(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Callable, tuple, list[Frame]]:
+    def at(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], list[Frame]]:
         """A function `pure(values of cells, arguments)`, of those that the derivative is with
         respect to, which returns `(out, (out, aux, new values))`; these two, as they are now; and a
         list that gets the frame in which `pure` runs.

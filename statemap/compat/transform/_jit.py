@@ -31,7 +31,8 @@ class JittedFunction:
         self.origin_fun: Callable[..., Any] = fun
         self.__wrapped__: Callable[..., Any] = fun
         self.__name__: str = name or getattr(fun, "__name__", type(fun).__name__)
-        self.static_argnums, self.static_argnames = static_argnums, static_argnames
+        self.static_argnums: tuple[int, ...] = static_argnums
+        self.static_argnames: tuple[str, ...] = static_argnames
         self._options = options
         self._lock = threading.Lock()
         self.clear_cache()

@@ -31,9 +31,10 @@ class ProgressBar:
         text, fill = desc if isinstance(desc, (tuple, list)) else (desc, repr)
         if not isinstance(text, str | None) or not callable(fill):
             raise TypeError(f"`desc` is a text, or a format and a function, not {desc!r}.")
-        self.print_freq, self.print_count = freq, count
-        self.desc = desc
-        self.kwargs = {k: v for k, v in kwargs.items() if k not in _OURS}
+        self.print_freq: int | None = freq
+        self.print_count: int | None = count
+        self.desc: Any = desc
+        self.kwargs: dict[str, Any] = {k: v for k, v in kwargs.items() if k not in _OURS}
 
     def init(self, n: int) -> Callable[..., None]:
         """What a loop of `n` steps calls with the number of each, and by name with what `desc`

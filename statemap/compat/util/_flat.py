@@ -15,7 +15,7 @@ from .filter import to_predicate
 Path = tuple[Hashable, ...]
 
 
-class _Tree(dict):
+class _Tree(dict[Any, Any]):
     """What both forms have: they are pytrees, and are taken apart by filters."""
 
     def to_flat(self) -> Any:
