@@ -156,12 +156,12 @@ def _(bs: Any) -> Any:
         def init_state(self) -> None:
             self.v = bs.ShortTermState(jnp.zeros(2))
             if self.bad:
-                raise RuntimeError
+                raise RuntimeError("no more")
 
     model = Model()
     model.init_all_states()
     before, model.bad = model.v, True
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="no more"):
         bs.transform.vmap2_new_states(model, {}, axis_size=3)
     return model.v is before
 
